@@ -1,0 +1,214 @@
+"""What a backend is, and what it is told of a problem before any array is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemoc.spec.checks import whole, word
+from sparsemoc.spec.errors import SpecError, describe
+from sparsemoc.spec.layout import Layout
+from sparsemoc.spec.plan import Plan
+
+#: Arrays of the caller's framework.
+Array = Any
+
+
+class Result(NamedTuple):
+    """What attention gives.
+
+    Attributes:
+        out: as q, with v's head_dim; 0 where a query sees no key.
+        lse: (batch, heads, tokens), packed (heads, tokens); natural log of the sum of exponentials, -inf where a query
+            sees no key; float32, float64 for float64 input.
+    """
+
+    out: Array
+    lse: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to compute, where a choice does not change what is computed.
+
+    Args:
+        precision: "ieee" (true float32 products) or "tf32" (where a backend offers it).
+        max_workspace: most bytes of temporary memory, None for no limit.
+        anchors: engine of the anchored pairs: "auto", "own", or a provider's name.
+        checked: read the data and raise on a layout that breaks a rule; may synchronise.
+    """
+
+    precision: str = "ieee"
+    max_workspace: int | None = None
+    anchors: str = "auto"
+    checked: bool = False
+
+    def __post_init__(self) -> None:
+        word(self.precision, "Options: precision", ("ieee", "tf32"))
+        if self.max_workspace is not None:
+            whole(self.max_workspace, "Options: max_workspace", least=1, hint="It is in bytes.")
+        if not isinstance(self.anchors, str) or not self.anchors:
+            raise SpecError(
+                f'Options: anchors must be "auto", "own" or a provider\'s name, got {describe(self.anchors)}.'
+            )
+        if not isinstance(self.checked, bool):
+            raise SpecError(f"Options: checked must be True or False, got {describe(self.checked)}.")
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The counters of route dropout: the key, and the global numbers of the first batch row and head."""
+
+    key: tuple[int, int]
+    batch_start: int = 0
+    head_start: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A call as a backend is asked about it: lengths, dtypes and wishes, no data.
+
+    Attributes:
+        plan: the compiled spec.
+        framework, device: of the arrays, for example "numpy" and "cpu".
+        dtype: "float16", "bfloat16", "float32" or "float64", of q, k and v.
+        batch, heads, kv_heads, head_dim, v_head_dim: sizes; v_head_dim is head_dim where only routing is asked.
+        backward: whether gradients are asked for.
+        deterministic: whether results must be bitwise repeatable and batch-invariant.
+        options: see `Options`.
+    """
+
+    plan: Plan
+    framework: str
+    device: str
+    dtype: str
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    backward: bool = False
+    deterministic: bool = False
+    options: Options = Options()
+
+    @property
+    def group(self) -> int:
+        """Query heads that read one key head."""
+        return self.heads // self.kv_heads
+
+    def __str__(self) -> str:
+        return (
+            f"{self.dtype} on {self.device} ({self.framework}), heads {self.heads}/{self.kv_heads}, "
+            f"head_dim {self.head_dim}/{self.v_head_dim}{', backward' if self.backward else ''}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend can do, as data: for dispatch, tests and the tables of the documentation."""
+
+    frameworks: tuple[str, ...]
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    max_head_dim: int
+    backward: bool
+    deterministic: bool
+    precisions: tuple[str, ...] = ("ieee",)
+    anchor_engines: tuple[str, ...] = ("own",)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why a problem lies outside these capabilities, or None."""
+        dims = max(problem.head_dim, problem.v_head_dim)
+        if problem.framework not in self.frameworks:
+            return f"takes {', '.join(self.frameworks)} arrays, not {problem.framework}"
+        if problem.device not in self.devices:
+            return f"runs on {', '.join(self.devices)}, not {problem.device}"
+        if problem.dtype not in self.dtypes:
+            return f"takes {', '.join(self.dtypes)}, not {problem.dtype}"
+        if dims > self.max_head_dim:
+            return f"takes head_dim up to {self.max_head_dim}, not {dims}"
+        if problem.backward and not self.backward:
+            return "has no backward"
+        if problem.deterministic and not self.deterministic:
+            return "is not deterministic"
+        if problem.options.precision not in self.precisions:
+            return f"computes in {', '.join(self.precisions)} precision, not {problem.options.precision}"
+        if problem.options.anchors not in ("auto", *self.anchor_engines):
+            return f'has the anchor engines {", ".join(self.anchor_engines)}, not "{problem.options.anchors}"'
+        return None
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One way to execute layouts. Arrays come as (batch, tokens, heads, head_dim), any strides; packed: batch 1.
+
+    Implementations never write to their inputs, and return arrays that alias none of them.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return None if the backend can run the problem, else the reason with its values."""
+
+    def version(self) -> str:
+        """Return the versions and devices that results depend on, for reports."""
+
+    def default_config(self, problem: Problem) -> Any:
+        """Return the config used where the caller gives none."""
+
+    def search_space(self, problem: Problem) -> Iterable[Any]:
+        """Return the configs worth trying, the default first."""
+
+    def pool(self, problem: Problem, k: Array, key_lengths: Array | None, *, config: Any = None) -> Array:
+        """Return the mean key of each chunk, float32 (batch, kv_heads, chunks, head_dim); 0 where it has no key.
+
+        Packed: (1, kv_heads, chunks of all samples, head_dim), sample after sample.
+        """
+
+    def route(
+        self,
+        problem: Problem,
+        q: Array,
+        centroids: Array,
+        key_lengths: Array | None,
+        randomness: Randomness | None,
+        *,
+        config: Any = None,
+    ) -> Array:
+        """Return `Layout.selected`."""
+
+    def attend(
+        self, problem: Problem, q: Array, k: Array, v: Array, layout: Layout, scale: float, *, config: Any = None
+    ) -> Result:
+        """Return out (batch, queries, heads, v_head_dim) and lse (batch, heads, queries)."""
+
+    def attend_backward(
+        self,
+        problem: Problem,
+        q: Array,
+        k: Array,
+        v: Array,
+        layout: Layout,
+        scale: float,
+        result: Result,
+        d_out: Array,
+        d_lse: Array | None,
+        *,
+        config: Any = None,
+    ) -> tuple[Array, Array, Array]:
+        """Return dq, dk, dv from the merged result of the forward."""
+
+
+def lse_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the dtype of lse and of all accumulation: float64 for float64, else float32."""
+    return np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+
+def empty_like(array: NDArray[Any], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return a new array of another size whose axes lie in memory in the order of `array`'s."""
+    return np.empty_like(array, dtype=dtype, shape=shape, subok=False)

@@ -1,0 +1,69 @@
+"""Frameworks: what makes `attention` native to each array library. Each module is imported when its arrays first come."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+from sparsemoc.spec.errors import ShapeError, UnsupportedError, describe
+
+#: Root module of an array's type -> the module here that serves it.
+_MODULES = {"numpy": "sparsemoc.frameworks.numpy", "ml_dtypes": "sparsemoc.frameworks.numpy"}
+#: Array libraries that are known and not served yet, with the way round.
+_HINTS = {
+    "torch": "Hint: pass tensor.detach().cpu().numpy().",
+    "jax": "Hint: pass numpy.asarray(array).",
+    "jaxlib": "Hint: pass numpy.asarray(array).",
+    "cupy": "Hint: pass cupy.asnumpy(array).",
+}
+
+
+class Framework(Protocol):
+    """What a module here holds."""
+
+    NAME: str
+
+    def check(self, array: Any, argument: str, function: str) -> None:
+        """Raise unless the array is a float array that this framework's backends can take."""
+
+    def device(self, array: Any) -> str:
+        """Return the kind of device that holds an array."""
+
+    def dtype(self, array: Any) -> str:
+        """Return the name of an array's dtype."""
+
+    def integers(self, array: Any, argument: str, function: str) -> Any:
+        """Return an integer array as int32, or raise."""
+
+    def transpose(self, array: Any, axes: tuple[int, ...]) -> Any:
+        """Return a view with the axes in another order."""
+
+    def expand(self, array: Any) -> Any:
+        """Return a view with a batch axis of 1 in front."""
+
+
+def framework_of(function: str, **arrays: Any) -> Framework:
+    """Return the framework that serves all the arrays.
+
+    Raises:
+        UnsupportedError: something that is no array of a served library.
+        ShapeError: arrays of different libraries.
+    """
+    roots = {argument: _root(type(array)) for argument, array in arrays.items()}
+    for argument, root in roots.items():
+        if root not in _MODULES:
+            hint = _HINTS.get(root, "Hint: pass numpy.asarray(array).")
+            shown = type(arrays[argument]).__name__ if root in _HINTS else describe(arrays[argument])
+            raise UnsupportedError(f"{function}: `{argument}` must be a NumPy array, got {root} {shown}. {hint}")
+    modules = {argument: _MODULES[root] for argument, root in roots.items()}
+    if len(set(modules.values())) > 1:
+        listed = ", ".join(f"`{argument}` is {root}" for argument, root in roots.items())
+        raise ShapeError(f"{function}: all arrays must come from one library; {listed}.")
+    framework: Framework = import_module(next(iter(modules.values())))  # type: ignore[assignment]
+    return framework
+
+
+def _root(kind: type) -> str:
+    """Return the library of an array type: the first known root module along its bases."""
+    roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
+    return next((root for root in roots if root in _MODULES or root in _HINTS), roots[0])

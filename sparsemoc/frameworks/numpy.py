@@ -1,0 +1,55 @@
+"""NumPy arrays: the native form of the CPU backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemoc.spec.errors import ShapeError, describe
+
+NAME = "numpy"
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def check(array: Any, argument: str, function: str) -> None:
+    """Raise ShapeError unless the array is a float array of a dtype that is served."""
+    if not isinstance(array, np.ndarray):
+        raise ShapeError(f"{function}: `{argument}` must be a NumPy array, got {describe(array)}.")
+    if isinstance(array, np.ma.MaskedArray):
+        raise ShapeError(f"{function}: `{argument}` must not be a masked array. Hint: use key_lengths for padding.")
+    if array.dtype.name not in DTYPES or not array.dtype.isnative:
+        raise ShapeError(
+            f"{function}: `{argument}` must be {', '.join(DTYPES)} in native byte order, got {array.dtype.str} "
+            f"({array.dtype.name}). Hint: array.astype(numpy.float32)."
+        )
+
+
+def device(array: NDArray[Any]) -> str:
+    """Return "cpu"."""
+    return "cpu"
+
+
+def dtype(array: NDArray[Any]) -> str:
+    """Return the name of an array's dtype."""
+    return str(array.dtype.name)
+
+
+def integers(array: Any, argument: str, function: str) -> NDArray[np.int32]:
+    """Return an integer array as int32; values beyond int32 clamp to its range."""
+    values = np.asarray(array)
+    if values.dtype.kind not in "iu":
+        raise ShapeError(f"{function}: `{argument}` must be an integer array, got dtype {values.dtype}.")
+    limits = np.iinfo(np.int32)
+    return np.clip(values, 0, limits.max).astype(np.int32)
+
+
+def transpose(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+    """Return a view with the axes in another order."""
+    return array.transpose(axes)
+
+
+def expand(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a view with a batch axis of 1 in front."""
+    return array[None]

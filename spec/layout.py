@@ -1,0 +1,204 @@
+"""Layout: which chunks each query takes, on top of what the plan already says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemoc.spec.errors import LayoutError, describe
+from sparsemoc.spec.plan import Plan, Sample
+from sparsemoc.spec.routing import Block
+
+if TYPE_CHECKING:
+    from sparsemoc.spec.report import Report
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkMajor:
+    """The transpose of a layout: for each head and chunk, the (query, slot) pairs that chose it, by query.
+
+    Pairs of batch row b, head h and chunk c are entries ptr[b, h, c] ... ptr[b, h, c + 1] - 1 of the flat arrays.
+    A query is a row of the query axis; packed, chunks of sample s follow those of the samples before it.
+
+    Attributes:
+        ptr: int64 (batch, heads, chunks + 1).
+        query, slot: int32 (pairs,), ascending by query within a chunk.
+    """
+
+    ptr: NDArray[np.int64]
+    query: NDArray[np.int32]
+    slot: NDArray[np.int32]
+
+    def selected(self, queries: int, slots: int) -> NDArray[np.int32]:
+        """Return the query-major `selected` array again, chunk numbers as in `ptr`."""
+        batch, heads, width = self.ptr.shape
+        out = np.full((batch, heads, queries, slots), -1, np.int32)
+        for b in range(batch):
+            for h in range(heads):
+                part = slice(self.ptr[b, h, 0], self.ptr[b, h, -1])
+                chunk = np.repeat(np.arange(width - 1, dtype=np.int32), np.diff(self.ptr[b, h]))
+                out[b, h, self.query[part], self.slot[part]] = chunk
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The block-index layout: a token-granular selection of chunks.
+
+    Making one checks structure only, no data; `validate()` reads the data.
+
+    Attributes:
+        selected: int32 (batch, heads, queries, plan.slots): the routed chunks of each query, ascending, -1 beyond
+            their count, in dense rows and in padded rows. Packed: batch 1; chunk numbers restart in each sample.
+        plan: what it was made for.
+        key_lengths: int32 (batch, segments), packed (samples, most segments): valid tokens; None without padding.
+
+    Raises:
+        LayoutError: an array of another rank, dtype or shape.
+    """
+
+    selected: NDArray[np.int32]
+    plan: Plan
+    key_lengths: NDArray[np.int32] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.plan, Plan):
+            raise LayoutError(f"Layout: plan must be a Plan, got {describe(self.plan)}. Hint: sparsemoc.plan(spec).")
+        shape, dtype = getattr(self.selected, "shape", None), getattr(self.selected, "dtype", None)
+        if shape is None or len(shape) != 4 or dtype != np.int32:
+            got = f"{dtype} {shape}" if shape is not None else describe(self.selected)
+            raise LayoutError(f"Layout: selected must be int32 (batch, heads, queries, slots), got {got}.")
+        if tuple(shape[2:]) != (self.plan.q_tokens, self.plan.slots):
+            raise LayoutError(
+                "Layout: selected must have shape (batch, heads, queries, slots) = "
+                f"(batch, heads, {self.plan.q_tokens}, {self.plan.slots}), got {tuple(shape)}. "
+                "queries and slots come from the plan."
+            )
+        if self.plan.packed and shape[0] != 1:
+            raise LayoutError(f"Layout: selected must have batch 1 when packed, got {shape[0]}.")
+        if self.key_lengths is not None:
+            rows = len(self.plan.streams) if self.plan.packed else shape[0]
+            wanted = (rows, self.plan.most_segments)
+            if tuple(self.key_lengths.shape) != wanted:
+                raise LayoutError(
+                    f"Layout: key_lengths must have shape (batch, segments) = {wanted}, "
+                    f"got {tuple(self.key_lengths.shape)}."
+                )
+
+    @property
+    def batch(self) -> int:
+        """Size of the batch axis; 1 when packed."""
+        return int(self.selected.shape[0])
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return int(self.selected.shape[1])
+
+    def samples(self) -> list[Sample]:
+        """Return each sample with its place in the arrays and its compiled plan, padding applied."""
+        return self.plan.batch(self.batch, self.key_lengths)
+
+    def rows(self, sample: Sample) -> NDArray[np.int32]:
+        """Return the part of `selected` that belongs to a sample, (heads, queries, slots)."""
+        return self.selected[sample.row, :, sample.q_row : sample.q_row + sample.plan.q_tokens]
+
+    def validate(self) -> None:
+        """Read the data and check every rule of a selection.
+
+        Raises:
+            LayoutError: a chunk number outside the sample, not strictly ascending, an entry after a -1, a chunk that
+                is no candidate of its query, more routes than allowed, members of a block that differ.
+        """
+        from sparsemoc.spec.validate import validate_sample
+
+        for sample in self.samples():
+            validate_sample(self, sample)
+
+    def dense_mask(self) -> NDArray[np.bool_]:
+        """Return the allowed (query, key) pairs as bool (batch, heads, queries, keys). Quadratic: for tests."""
+        mask = np.zeros((self.batch, self.heads, self.plan.q_tokens, self.plan.k_tokens), bool)
+        for sample in self.samples():
+            plan, selected = sample.plan, self.rows(sample)
+            keys = slice(sample.k_row, sample.k_row + plan.k_tokens)
+            for query in range(plan.q_tokens):
+                part = mask[sample.row, :, sample.q_row + query, keys]
+                part[:, plan.anchors(plan.q_start + query)] = True
+                for head, chunks in enumerate(selected[:, query]):
+                    for chunk in chunks[chunks >= 0]:
+                        part[head, plan.chunk_bounds[chunk] : plan.chunk_stop[chunk]] = True
+        return mask
+
+    def pairs(self) -> int:
+        """Return the number of (head, query, key) triples attended to: anchors, dense rows and routes, each once."""
+        from sparsemoc.spec.report import pairs
+
+        return pairs(self)
+
+    def density(self) -> float:
+        """Return pairs / (L_q * L_k), over batch and heads; packed, over the sum of the samples' L_q * L_k."""
+        full = sum(sample.plan.q_tokens * sample.plan.k_tokens for sample in self.samples())
+        return self.pairs() / (full * self.heads)
+
+    def flops(self, head_dim: int, v_head_dim: int | None = None) -> int:
+        """Return the operations of the forward, 2 * pairs * (head_dim + v_head_dim); routing apart."""
+        return 2 * self.pairs() * (head_dim + (head_dim if v_head_dim is None else v_head_dim))
+
+    def report(self, threshold: float = 0.05) -> Report:
+        """Return what was routed where: see `Report`.
+
+        Args:
+            threshold: share of a shot's queries from which an edge between shots counts, for loop closures.
+        """
+        from sparsemoc.spec.report import report
+
+        return report(self, threshold)
+
+    def chunk_major(self) -> ChunkMajor:
+        """Return the transpose: for each head and chunk the (query, slot) pairs that chose it."""
+        selected = self.selected.astype(np.int64)
+        total = 0
+        if self.plan.packed:
+            for sample in self.samples():
+                rows = selected[:, :, sample.q_row : sample.q_row + sample.plan.q_tokens]
+                rows[rows >= 0] += total
+                total += sample.plan.chunks
+        else:
+            total = self.plan.chunks
+        batch, heads, queries, slots = selected.shape
+        order = np.argsort(selected.reshape(batch * heads, -1), axis=1, kind="stable")
+        chunk = np.take_along_axis(selected.reshape(batch * heads, -1), order, axis=1)
+        kept = chunk >= 0
+        ptr = np.zeros((batch * heads, total + 1), np.int64)
+        for row in range(batch * heads):
+            ptr[row, 1:] = np.cumsum(np.bincount(chunk[row][kept[row]], minlength=total))
+        ptr += np.concatenate([[0], np.cumsum(ptr[:-1, -1])])[:, None]
+        flat = order[kept]
+        slot = max(slots, 1)
+        return ChunkMajor(
+            ptr.reshape(batch, heads, -1), (flat // slot).astype(np.int32), (flat % slot).astype(np.int32)
+        )
+
+    def to_block_mask(self, block_size: int | tuple[int, int] = 128, device: Any = None) -> Any:
+        """Return the layout as a FlexAttention BlockMask (needs torch). See `sparsemoc.spec.blockmask`."""
+        from sparsemoc.spec.blockmask import to_block_mask
+
+        return to_block_mask(self, block_size, device)
+
+    @classmethod
+    def from_block_mask(cls, block_mask: Any, plan: Plan, key_lengths: NDArray[np.int32] | None = None) -> Layout:
+        """Return the layout whose dense mask is the BlockMask's (needs torch). See `sparsemoc.spec.blockmask`."""
+        from sparsemoc.spec.blockmask import from_block_mask
+
+        return from_block_mask(block_mask, plan, key_lengths)
+
+    def __repr__(self) -> str:
+        unit = self.plan.spec.unit
+        unit_text = f"Block({unit.n})" if isinstance(unit, Block) else unit
+        return (
+            f"Layout(batch={self.batch}, heads={self.heads}, queries={self.plan.q_tokens}, keys={self.plan.k_tokens}, "
+            f"chunks={self.plan.chunks}, slots={self.plan.slots}, unit={unit_text})"
+        )

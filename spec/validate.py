@@ -1,0 +1,67 @@
+"""The rules of a selection, checked on its data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemoc.spec.errors import LayoutError
+from sparsemoc.spec.plan import Sample
+
+if TYPE_CHECKING:
+    from sparsemoc.spec.layout import Layout
+
+
+def validate_sample(layout: Layout, sample: Sample) -> None:
+    """Check the selection of one sample; raise LayoutError with the first place that breaks a rule."""
+    selected = layout.rows(sample)
+    plan = sample.plan
+    _refuse(selected >= plan.chunks, selected, sample, f"must hold chunk numbers < {plan.chunks}")
+    _refuse(selected < -1, selected, sample, "must hold chunk numbers, or -1 for none")
+    later, before = selected[..., 1:], selected[..., :-1]
+    wrong = np.zeros(selected.shape, bool)
+    wrong[..., 1:] = (later >= 0) & (later <= before)
+    _refuse(wrong, selected, sample, "must be strictly ascending")
+    wrong[..., 1:] = (later >= 0) & (before < 0)
+    _refuse(wrong, selected, sample, "must hold -1 only after its chunks")
+    top_k = np.array(plan.spec.top_k_of(layout.heads))
+    added = plan.spec.dropout.into_max if plan.spec.dropout is not None else 0
+    over = (selected >= 0).sum(-1) > (top_k + added)[:, None]
+    _refuse(over[..., None] & (selected >= 0), selected, sample, "must hold at most top_k (+ into_max) chunks")
+    _refuse(~_candidates(selected, sample), selected, sample, "must hold candidates of its query only")
+    _check_blocks(selected, sample)
+
+
+def _candidates(selected: NDArray[np.int32], sample: Sample) -> NDArray[np.bool_]:
+    """Return whether each entry is -1 or a candidate of its query."""
+    plan = sample.plan
+    allowed = selected < 0
+    for group in range(len(plan.group_lo)):
+        units = slice(plan.group_lo[group], plan.group_hi[group])
+        rows = slice(plan.unit_lo[units][0] - plan.q_start, plan.unit_hi[units][-1] - plan.q_start)
+        is_candidate = np.zeros(plan.chunks, bool)
+        for at in range(plan.candidate_ptr[group], plan.candidate_ptr[group + 1]):
+            is_candidate[plan.candidate_lo[at] : plan.candidate_hi[at]] = True
+        allowed[:, rows] |= is_candidate[selected[:, rows]] & (selected[:, rows] >= 0)
+    return allowed
+
+
+def _check_blocks(selected: NDArray[np.int32], sample: Sample) -> None:
+    plan = sample.plan
+    differs = np.zeros(selected.shape, bool)
+    for lo, hi in zip(plan.unit_lo - plan.q_start, plan.unit_hi - plan.q_start, strict=True):
+        if hi - lo > 1:
+            differs[:, lo:hi] = selected[:, lo:hi] != selected[:, lo : lo + 1]
+    _refuse(differs, selected, sample, "must be the same for all members of a block")
+
+
+def _refuse(wrong: NDArray[np.bool_], selected: NDArray[np.int32], sample: Sample, rule: str) -> None:
+    if wrong.any():
+        head, query, _ = (int(n) for n in np.argwhere(wrong)[0])
+        row = selected[head, query].tolist()
+        raise LayoutError(
+            f"Layout: selected[{sample.row}, {head}, {sample.q_row + query}] {rule}, got {row}. "
+            f"{int(wrong.any(-1).sum())} rows break this rule. Hint: make layouts with sparsemoc.route."
+        )
