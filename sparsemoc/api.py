@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsemoc import call
 from sparsemoc.backends import Backend, Options, Problem, Result
+from sparsemoc.frameworks.arrays import Arrays
 from sparsemoc.spec.errors import ShapeError, SpecError, describe
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.plan import Plan
@@ -45,7 +46,8 @@ def attention(
 
     Args:
         q: (batch, queries, heads, head_dim), float16 | bfloat16 | float32 | float64, any strides; or packed
-            (tokens, heads, head_dim), samples end to end.
+            (tokens, heads, head_dim), samples end to end. NaN and infinity are allowed: a NaN score ranks first, so
+            that a NaN is never hidden.
         k: (batch, keys, kv_heads, head_dim), dtype and device of q; heads % kv_heads == 0.
         v: (batch, keys, kv_heads, v_head_dim), as k.
         spec: the routing spec.
@@ -75,7 +77,8 @@ def attention(
 
     Source: arXiv 2508.21058, equations 2 and 3.
     """
-    arrays = call.Arrays.check("attention", axes, q=q, k=k, v=v)
+    call.check_flags("attention", return_lse=return_lse, return_layout=return_layout)
+    arrays = Arrays.check("attention", axes, q=q, k=k, v=v)
     call.check_queries(arrays)
     call.check_values(arrays)
     found = call.make_plan(arrays, spec, stream, q_start)
@@ -83,7 +86,7 @@ def attention(
     random = call.randomness("attention", spec, training, seed, batch_start, head_start)
     factor = call.checked_scale("attention", scale, arrays.of["q"].shape[3])
     problem = call.problem_of(arrays, found, backward=False, deterministic=deterministic, options=options)
-    chosen = call.choose_backend(problem, backend, config)
+    chosen = call.choose_backend(arrays.function, problem, backend, config)
     layout = _routed(chosen, problem, arrays, lengths, random, config)
     result = chosen.attend(problem, *_qkv(arrays), layout, factor, config=config)
     return _returned(arrays, result, layout, return_lse, return_layout)
@@ -127,7 +130,7 @@ def attention_grads(
     Raises:
         SpecError, ShapeError, UnsupportedError: as `attention`.
     """
-    arrays = call.Arrays.check("attention_grads", axes, q=q, k=k, v=v, d_out=d_out)
+    arrays = Arrays.check("attention_grads", axes, q=q, k=k, v=v, d_out=d_out)
     call.check_queries(arrays)
     call.check_values(arrays)
     query, value = arrays.of["q"], arrays.of["v"]
@@ -140,7 +143,7 @@ def attention_grads(
     factor = call.checked_scale("attention_grads", scale, query.shape[3])
     problem = call.problem_of(arrays, found, backward=True, deterministic=deterministic, options=options)
     lse_grad = call.check_d_lse(arrays, problem, d_lse)
-    chosen = call.choose_backend(problem, backend, config)
+    chosen = call.choose_backend(arrays.function, problem, backend, config)
     layout = _routed(chosen, problem, arrays, lengths, random, config)
     result = chosen.attend(problem, *_qkv(arrays), layout, factor, config=config)
     grads = chosen.attend_backward(
@@ -184,7 +187,7 @@ def route(
     """
     if (k is None) == (centroids is None):
         raise ShapeError("route: exactly one of `k` and `centroids` must be given. Hint: route(q, k, spec).")
-    arrays = call.Arrays.check("route", axes, q=q) if k is None else call.Arrays.check("route", axes, q=q, k=k)
+    arrays = Arrays.check("route", axes, q=q) if k is None else Arrays.check("route", axes, q=q, k=k)
     if k is not None:
         call.check_queries(arrays)
     found = call.make_plan(arrays, spec, stream, q_start)
@@ -195,7 +198,7 @@ def route(
     problem = call.problem_of(
         arrays, found, backward=False, deterministic=deterministic, options=options, kv_heads=kv_heads
     )
-    chosen = call.choose_backend(problem, backend, config)
+    chosen = call.choose_backend(arrays.function, problem, backend, config)
     return _routed(chosen, problem, arrays, lengths, random, config, means)
 
 
@@ -226,7 +229,8 @@ def attend(
         LayoutError: with Options(checked=True), a layout whose data break a rule.
         SpecError, ShapeError, UnsupportedError: as `attention`.
     """
-    arrays = call.Arrays.check("attend", axes, q=q, k=k, v=v)
+    call.check_flags("attend", return_lse=return_lse)
+    arrays = Arrays.check("attend", axes, q=q, k=k, v=v)
     call.check_queries(arrays)
     call.check_values(arrays)
     layout = call.check_layout(arrays, layout)
@@ -234,7 +238,7 @@ def attend(
     problem = call.problem_of(arrays, layout.plan, backward=False, deterministic=deterministic, options=options)
     if problem.options.checked:
         layout.validate()
-    chosen = call.choose_backend(problem, backend, config)
+    chosen = call.choose_backend(arrays.function, problem, backend, config)
     result = chosen.attend(problem, *_qkv(arrays), layout, factor, config=config)
     return _returned(arrays, result, layout, return_lse, return_layout=False)
 
@@ -256,7 +260,7 @@ def pool(
     Raises:
         SpecError, ShapeError, UnsupportedError: as `attention`.
     """
-    arrays = call.Arrays.check("pool", axes, k=k)
+    arrays = Arrays.check("pool", axes, k=k)
     if not isinstance(plan, Plan):
         raise SpecError(f"pool: plan must be a Plan, got {describe(plan)}. Hint: sparsemoc.plan(spec, stream).")
     if plan.packed != arrays.packed:
@@ -264,11 +268,11 @@ def pool(
     call.check_lengths(arrays, plan)
     lengths = call.check_key_lengths(arrays, plan, key_lengths)
     problem = call.problem_of(arrays, plan, backward=False, deterministic=None, options=None)
-    return call.choose_backend(problem, backend, None).pool(problem, arrays.of["k"], lengths)
+    return call.choose_backend("pool", problem, backend, None).pool(problem, arrays.of["k"], lengths)
 
 
 def _routed(
-    chosen: Backend, problem: Problem, arrays: call.Arrays, lengths: Any, random: Any, config: Any, means: Any = None
+    chosen: Backend, problem: Problem, arrays: Arrays, lengths: Any, random: Any, config: Any, means: Any = None
 ) -> Layout:
     if means is None:
         means = chosen.pool(problem, arrays.of["k"], lengths, config=config)
@@ -276,11 +280,11 @@ def _routed(
     return Layout(selected, problem.plan, lengths)
 
 
-def _qkv(arrays: call.Arrays) -> tuple[Array, Array, Array]:
+def _qkv(arrays: Arrays) -> tuple[Array, Array, Array]:
     return arrays.of["q"], arrays.of["k"], arrays.of["v"]
 
 
-def _returned(arrays: call.Arrays, result: Result, layout: Layout, return_lse: bool, return_layout: bool) -> Any:
+def _returned(arrays: Arrays, result: Result, layout: Layout, return_lse: bool, return_layout: bool) -> Any:
     parts = [arrays.restore(result.out)]
     if return_lse:
         parts.append(arrays.restore_lse(result.lse))

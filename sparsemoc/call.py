@@ -1,107 +1,28 @@
-"""Checks of a call that hold for every backend, and its canonical form (batch, tokens, heads, head_dim)."""
+"""Checks of a call that hold for every backend, on its way from the public functions to one of them."""
 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sparsemoc.backends import Backend, Options, Problem, Randomness, choose
-from sparsemoc.frameworks import Framework, framework_of
+from sparsemoc.frameworks import framework_of
+from sparsemoc.frameworks.arrays import Arrays
 from sparsemoc.spec.checks import whole
-from sparsemoc.spec.errors import ShapeError, SpecError, describe, did_you_mean
+from sparsemoc.spec.errors import ShapeError, SpecError, describe
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.philox import seed_key
 from sparsemoc.spec.plan import Plan, plan
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
 
-_TO_CANONICAL = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3)}
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """The arrays of a call in canonical form, and the way back."""
-
-    function: str
-    framework: Framework
-    axes: str
-    rank: int
-    of: dict[str, Any]
-
-    @classmethod
-    def check(cls, function: str, axes: str, **given: Any) -> Arrays:
-        """Check library, dtype, device, rank and the sizes that arrays share, and bring them to (b, s, h, d)."""
-        if axes not in _TO_CANONICAL:
-            raise ShapeError(
-                f'{function}: axes must be "bshd" or "bhsd", got {describe(axes)}.{did_you_mean(axes, _TO_CANONICAL)}'
-            )
-        framework = framework_of(function, **given)
-        for argument, array in given.items():
-            framework.check(array, argument, function)
-        rank = given[next(iter(given))].ndim
-        canonical = {}
-        for argument, array in given.items():
-            canonical[argument] = _canonical(function, framework, axes, rank, argument, array)
-        arrays = cls(function, framework, axes, rank, canonical)
-        arrays._same("dtype", {name: framework.dtype(array) for name, array in given.items()})
-        arrays._same("device", {name: framework.device(array) for name, array in given.items()})
-        return arrays
-
-    def _same(self, what: str, found: dict[str, str]) -> None:
-        if len(set(found.values())) > 1:
-            listed = ", ".join(f"`{name}` {value}" for name, value in found.items())
-            raise ShapeError(f"{self.function}: all arrays must have one {what}, got {listed}.")
-
-    @property
-    def packed(self) -> bool:
-        """Whether samples stand end to end in one token axis (rank 3)."""
-        return self.rank == 3
-
-    def restore(self, array: Any) -> Any:
-        """Return a canonical (b, s, h, d) result in the caller's axes and rank."""
-        array = self.framework.transpose(array, _TO_CANONICAL[self.axes])
-        return array[0] if self.packed else array
-
-    def restore_lse(self, lse: Any) -> Any:
-        """Return a canonical (b, h, s) result in the caller's rank."""
-        return lse[0] if self.packed else lse
-
-    def expect(self, argument: str, shape: tuple[int, ...], source: str) -> None:
-        """Raise ShapeError unless an array has this canonical shape."""
-        got = tuple(self.of[argument].shape)
-        if got != shape:
-            names = "(tokens, heads, head_dim)" if self.packed else "(batch, tokens, heads, head_dim)"
-            wanted, found = (self._shown(s) for s in (shape, got))
-            order = "" if self.axes == "bshd" else f' in axes="{self.axes}"'
-            raise ShapeError(
-                f"{self.function}: `{argument}` must have shape {names} = {wanted}{order}, got {found}. {source}"
-            )
-
-    def _shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        shown = tuple(shape[axis] for axis in _TO_CANONICAL[self.axes])
-        return shown[1:] if self.packed else shown
-
-
-def _canonical(function: str, framework: Framework, axes: str, rank: int, argument: str, array: Any) -> Any:
-    if array.ndim not in (3, 4):
-        raise ShapeError(
-            f"{function}: `{argument}` must have rank 4 (batch, tokens, heads, head_dim), or 3 for a packed batch, "
-            f"got rank {array.ndim} with shape {tuple(array.shape)}."
-        )
-    if array.ndim != rank:
-        raise ShapeError(f"{function}: `{argument}` must have the rank of the others, {rank}, got {array.ndim}.")
-    if 0 in array.shape:
-        raise ShapeError(f"{function}: `{argument}` must have no axis of size 0, got shape {tuple(array.shape)}.")
-    whole_array = framework.expand(array) if rank == 3 else array
-    return framework.transpose(whole_array, _TO_CANONICAL[axes])
-
 
 def check_queries(arrays: Arrays) -> None:
     """Check q against k: batch, head_dim, and the number of heads."""
     q, k = arrays.of["q"], arrays.of["k"]
-    source = f"batch and head_dim come from `q`, whose shape is {arrays._shown(tuple(q.shape))}."
+    source = f"batch and head_dim come from `q`, whose shape is {arrays.shown(tuple(q.shape))}."
     arrays.expect("k", (q.shape[0], k.shape[1], k.shape[2], q.shape[3]), source)
     if q.shape[2] % k.shape[2]:
         raise ShapeError(
@@ -113,7 +34,7 @@ def check_queries(arrays: Arrays) -> None:
 def check_values(arrays: Arrays) -> None:
     """Check v against k."""
     k, v = arrays.of["k"], arrays.of["v"]
-    source = f"All but head_dim come from `k`, whose shape is {arrays._shown(tuple(k.shape))}."
+    source = f"All but head_dim come from `k`, whose shape is {arrays.shown(tuple(k.shape))}."
     arrays.expect("v", (*k.shape[:3], v.shape[3]), source)
 
 
@@ -124,28 +45,34 @@ def make_plan(arrays: Arrays, spec: RoutingSpec, stream: Stream | Sequence[Strea
         raise SpecError(
             f"{function}: spec must be a RoutingSpec, got {describe(spec)}. Hint: sparsemoc.load_spec(path)."
         )
-    several = stream is not None and not isinstance(stream, Stream)
-    if several and not arrays.packed:
-        raise ShapeError(
-            f"{function}: stream must be one Stream for rank 4, which the whole batch shares, got {describe(stream)}. "
-            "A tuple of streams goes with packed arrays (tokens, heads, head_dim)."
-        )
-    if arrays.packed and not several:
-        single = stream if stream is not None else spec.stream
-        stream = None if single is None else (single,)  # type: ignore[assignment]
-    if arrays.packed and q_start is not None:
+    if q_start is not None and arrays.packed:
         raise SpecError(f"{function}: q_start must be left out for packed arrays, got {q_start}. There L_q = L_k.")
-    keys = arrays.of.get("k")
-    tokens = None
-    if stream is None and spec.stream is None:
-        if keys is None:
-            raise SpecError(f"{function}: stream must be given where `k` is not and the spec has none.")
-        tokens = keys.shape[1]
-        stream = (Stream((Segment("video", tokens),)),) if arrays.packed else None
+    if q_start is not None:
+        q_start = whole(q_start, f"{function}: q_start", least=0, hint="It is the stream position of the first query.")
     q_tokens = None if arrays.packed else arrays.of["q"].shape[1]
-    found = plan(spec, stream, q_start=q_start, q_tokens=q_tokens, tokens=tokens)
+    found = plan(spec, _streams(arrays, spec, stream), q_start=q_start, q_tokens=q_tokens)
     check_lengths(arrays, found)
     return found
+
+
+def _streams(arrays: Arrays, spec: RoutingSpec, stream: Stream | Sequence[Stream] | None) -> Stream | Sequence[Stream]:
+    """Return what is given, what the spec holds, or one video segment; packed, as a tuple."""
+    given = stream if stream is not None else spec.stream
+    if given is None:
+        if "k" not in arrays.of:
+            raise SpecError(
+                f"{arrays.function}: stream must be given where `k` is not and the spec has none. "
+                'Hint: stream=Stream((Segment("video", tokens),)).'
+            )
+        given = Stream((Segment("video", arrays.of["k"].shape[1]),))
+    if arrays.packed:
+        return (given,) if isinstance(given, Stream) else given
+    if not isinstance(given, Stream):
+        raise ShapeError(
+            f"{arrays.function}: stream must be one Stream for rank 4, which the whole batch shares, got "
+            f"{describe(given)}. A tuple of streams goes with packed arrays (tokens, heads, head_dim)."
+        )
+    return given
 
 
 def check_lengths(arrays: Arrays, found: Plan) -> None:
@@ -165,6 +92,8 @@ def check_key_lengths(arrays: Arrays, found: Plan, key_lengths: Any) -> Any:
     """Return key_lengths as int32 of the right shape, or None."""
     if key_lengths is None:
         return None
+    if not isinstance(key_lengths, (list, tuple)):
+        framework_of(arrays.function, key_lengths=key_lengths)
     values = arrays.framework.integers(key_lengths, "key_lengths", arrays.function)
     rows = len(found.streams) if found.packed else next(iter(arrays.of.values())).shape[0]
     wanted = (rows, found.most_segments)
@@ -181,35 +110,41 @@ def randomness(
     function: str, spec: RoutingSpec, training: bool, seed: Any, batch_start: int, head_start: int
 ) -> Randomness | None:
     """Return the counters of route dropout, or None where there is none to apply."""
-    key = (0, 0) if seed is None else seed_key(seed)
-    starts = (
-        whole(batch_start, f"{function}: batch_start", least=0, most=2**32 - 1),
-        whole(head_start, f"{function}: head_start", least=0, most=2**32 - 1),
-    )
-    if not isinstance(training, bool):
-        raise SpecError(f"{function}: training must be True or False, got {describe(training)}.")
+    check_flags(function, training=training)
+    try:
+        key = (0, 0) if seed is None else seed_key(seed)
+    except SpecError as error:
+        raise SpecError(f"{function}: {error}") from None
+    first_row = whole(batch_start, f"{function}: batch_start", least=0, most=2**32 - 1)
+    first_head = whole(head_start, f"{function}: head_start", least=0, most=2**32 - 1)
     if not training or spec.dropout is None:
         return None
     if seed is None:
         raise SpecError(f"{function}: seed must be given when training with route dropout, got None. Hint: seed=step.")
-    return Randomness(key, *starts)
+    return Randomness(key, first_row, first_head)
+
+
+def check_flags(function: str, **flags: Any) -> None:
+    """Raise SpecError unless each argument is True or False."""
+    for argument, value in flags.items():
+        if not isinstance(value, bool):
+            raise SpecError(f"{function}: {argument} must be True or False, got {describe(value)}.")
 
 
 def checked_scale(function: str, scale: Any, head_dim: int) -> float:
     """Return the factor on logits: as given, or head_dim ** -0.5."""
     if scale is None:
         return float(head_dim**-0.5)
+    value = scale.item() if getattr(scale, "ndim", None) == 0 else scale  # NumPy's scalars and 0-d arrays
     try:
-        if isinstance(scale, (bool, str)):
-            raise TypeError
-        value = float(scale)
-    except (TypeError, ValueError):
+        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond the floats
+        fits = False
+    if not fits:
         raise SpecError(
             f"{function}: scale must be a finite number, or None for head_dim ** -0.5, got {describe(scale)}."
-        ) from None
-    if not math.isfinite(value):
-        raise SpecError(f"{function}: scale must be a finite number, or None for head_dim ** -0.5, got {value}.")
-    return value
+        )
+    return float(value)
 
 
 def checked_options(function: str, options: Any) -> Options:
@@ -218,7 +153,8 @@ def checked_options(function: str, options: Any) -> Options:
         return Options()
     if not isinstance(options, Options):
         raise SpecError(
-            f"{function}: options must be an Options value or None, got {describe(options)}. Hint: Options(checked=True)."
+            f"{function}: options must be an Options value or None, got {describe(options)}. "
+            "Hint: Options(checked=True)."
         )
     return options
 
@@ -252,17 +188,23 @@ def problem_of(
         deterministic=bool(deterministic),
         options=checked_options(function, options),
     )
-    found.spec.top_k_of(problem.heads)
+    if "q" in arrays.of:
+        found.spec.top_k_of(problem.heads)  # raises where the spec's top_k is for another number of heads
     return problem
 
 
-def choose_backend(problem: Problem, backend: Any, config: Any) -> Backend:
+def choose_backend(function: str, problem: Problem, backend: Any, config: Any) -> Backend:
     """Return the backend, with a config that is its own."""
+    if isinstance(backend, type):
+        raise SpecError(f"{function}: backend must be a name or a Backend object, got the class {backend.__name__}.")
     chosen = choose(problem, backend)
     if config is not None:
         wanted = type(chosen.default_config(problem))
         if not isinstance(config, wanted):
-            raise SpecError(f'config must be a {wanted.__name__} for backend "{chosen.name}", got {describe(config)}.')
+            raise SpecError(
+                f'{function}: config must be a {wanted.__name__} for backend "{chosen.name}", or None, '
+                f"got {describe(config)}."
+            )
     return chosen
 
 
@@ -321,7 +263,7 @@ def check_centroids(arrays: Arrays, found: Plan, centroids: Any) -> Any:
             f"({q.shape[0]}, kv_heads, {chunks}, {q.shape[3]}), as pool gives them, "
             f"got {arrays.framework.dtype(centroids)} {shape}."
         )
-    if q.shape[2] % shape[1]:
+    if not shape[1] or q.shape[2] % shape[1]:
         raise ShapeError(
             f"{function}: `q` must have a multiple of the heads of `centroids`, got {q.shape[2]} and {shape[1]}."
         )

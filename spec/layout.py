@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemoc.spec.checks import whole
 from sparsemoc.spec.errors import LayoutError, describe
 from sparsemoc.spec.plan import Plan, Sample
 from sparsemoc.spec.routing import Block
@@ -79,14 +80,21 @@ class Layout:
             )
         if self.plan.packed and shape[0] != 1:
             raise LayoutError(f"Layout: selected must have batch 1 when packed, got {shape[0]}.")
+        top_k = self.plan.spec.top_k
+        if not isinstance(top_k, int) and len(top_k) != shape[1]:
+            raise LayoutError(
+                f"Layout: selected must have {len(top_k)} heads, one for each top_k of the spec, got {shape[1]}."
+            )
         if self.key_lengths is not None:
-            rows = len(self.plan.streams) if self.plan.packed else shape[0]
-            wanted = (rows, self.plan.most_segments)
-            if tuple(self.key_lengths.shape) != wanted:
-                raise LayoutError(
-                    f"Layout: key_lengths must have shape (batch, segments) = {wanted}, "
-                    f"got {tuple(self.key_lengths.shape)}."
-                )
+            self._check_key_lengths(len(self.plan.streams) if self.plan.packed else shape[0])
+
+    def _check_key_lengths(self, rows: int) -> None:
+        wanted = (rows, self.plan.most_segments)
+        shape, dtype = getattr(self.key_lengths, "shape", None), getattr(self.key_lengths, "dtype", None)
+        if shape is None or tuple(shape) != wanted or dtype != np.int32:
+            names = "(samples, most segments)" if self.plan.packed else "(batch, segments)"
+            got = f"{dtype} {tuple(shape)}" if shape is not None else describe(self.key_lengths)
+            raise LayoutError(f"Layout: key_lengths must be int32 {names} = {wanted}, got {got}.")
 
     @property
     def batch(self) -> int:
@@ -145,30 +153,39 @@ class Layout:
 
     def flops(self, head_dim: int, v_head_dim: int | None = None) -> int:
         """Return the operations of the forward, 2 * pairs * (head_dim + v_head_dim); routing apart."""
-        return 2 * self.pairs() * (head_dim + (head_dim if v_head_dim is None else v_head_dim))
+        dims = [whole(head_dim, "flops: head_dim", least=1)]
+        dims.append(dims[0] if v_head_dim is None else whole(v_head_dim, "flops: v_head_dim", least=1))
+        return 2 * self.pairs() * sum(dims)
 
     def report(self, threshold: float = 0.05) -> Report:
         """Return what was routed where: see `Report`.
 
         Args:
-            threshold: share of a shot's queries from which an edge between shots counts, for loop closures.
+            threshold: share of a shot's routing queries above which an edge between shots counts, for loop closures.
+
+        Raises:
+            LayoutError: a packed layout of unlike streams, whose chunks and shots have nothing in common.
+            SpecError: a threshold outside [0, 1].
         """
         from sparsemoc.spec.report import report
 
         return report(self, threshold)
 
+    def run_on(self) -> tuple[NDArray[np.int32], int]:
+        """Return `selected` with chunk numbers that run on from packed sample to sample, and the number of chunks."""
+        selected, total = self.selected.copy(), 0
+        if not self.plan.packed:
+            return selected, self.plan.chunks
+        for sample in self.samples():
+            rows = selected[:, :, sample.q_row : sample.q_row + sample.plan.q_tokens]
+            rows[rows >= 0] += total
+            total += sample.plan.chunks
+        return selected, total
+
     def chunk_major(self) -> ChunkMajor:
         """Return the transpose: for each head and chunk the (query, slot) pairs that chose it."""
-        selected = self.selected.astype(np.int64)
-        total = 0
-        if self.plan.packed:
-            for sample in self.samples():
-                rows = selected[:, :, sample.q_row : sample.q_row + sample.plan.q_tokens]
-                rows[rows >= 0] += total
-                total += sample.plan.chunks
-        else:
-            total = self.plan.chunks
-        batch, heads, queries, slots = selected.shape
+        selected, total = self.run_on()
+        batch, heads, _, slots = selected.shape
         order = np.argsort(selected.reshape(batch * heads, -1), axis=1, kind="stable")
         chunk = np.take_along_axis(selected.reshape(batch * heads, -1), order, axis=1)
         kept = chunk >= 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemoc.spec.checks import real
 from sparsemoc.spec.errors import LayoutError
 from sparsemoc.spec.plan import Sample
 from sparsemoc.spec.sample_plan import Ints, SamplePlan
@@ -40,7 +42,7 @@ class Report:
         pairs: (head, query, key) triples attended to.
         density: pairs / (heads * L_q * L_k).
         chunk_load: (heads, chunks) queries that chose each chunk, summed over the batch.
-        dead_chunks: (heads,) for each head the routable chunks, with valid keys, that no query chose.
+        dead_chunks: (heads,) for each head the chunks that are a candidate of some query and that no query chose.
         shot_matrix: (heads, shots, shots) share of the routing queries of shot a with a route to shot b. Shots stand
             in order of first appearance; a global text segment is none.
         loop_closures: shots that feed each other above the threshold.
@@ -61,7 +63,9 @@ def report(layout: Layout, threshold: float) -> Report:
 
     Raises:
         LayoutError: a packed layout of unlike streams, whose chunks and shots have nothing in common.
+        SpecError: a threshold outside [0, 1].
     """
+    threshold = real(threshold, "report: threshold", least=0.0, most=1.0)
     if len(set(layout.plan.streams)) > 1:
         raise LayoutError(
             "report: the samples must share one stream, got unlike streams. Hint: report them one by one."
@@ -134,22 +138,27 @@ def pairs(layout: Layout) -> int:
 
 def _routed_pairs(sample: Sample, selected: NDArray[np.int32]) -> int:
     plan = sample.plan
-    total = 0
-    for run in np.flatnonzero(~plan.run_dense):
+    return sum(
+        int(new_keys(plan, run, query, plan.chunk_bounds[chunk], plan.chunk_stop[chunk]).sum())
+        for run, _, query, chunk in routes(plan, selected)
+    )
+
+
+def routes(plan: SamplePlan, selected: NDArray[np.int32]) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+    """Yield for each run that has routes its number, and head, query (stream position) and chunk of each route."""
+    for run in np.flatnonzero(~plan.run_dense).tolist():
         rows = selected[:, plan.run_lo[run] - plan.q_start : plan.run_hi[run] - plan.q_start]
-        if rows.size and (rows >= 0).any():
-            _, query, _ = np.nonzero(rows >= 0)
-            total += int(_new_keys(plan, int(run), plan.run_lo[run] + query, rows[rows >= 0]).sum())
-    return total
+        head, query, slot = np.nonzero(rows >= 0)
+        if len(head):
+            yield run, head, plan.run_lo[run] + query, rows[head, query, slot].astype(np.int64)
 
 
-def _new_keys(plan: SamplePlan, run: int, query: Ints, chunk: NDArray[np.int32]) -> Ints:
-    """Return for each (query, chunk) how many keys of the chunk are no anchor of the query."""
-    lo, hi = plan.chunk_bounds[chunk], plan.chunk_stop[chunk]
+def new_keys(plan: SamplePlan, run: int, query: Ints, lo: Ints, hi: Ints) -> Ints:
+    """Return for each query of a run how many of the valid keys lo ... hi - 1 are no anchor of it."""
     near_lo, near_hi = np.maximum(lo, query - plan.reach), np.minimum(hi, query + plan.reach + 1)
     if plan.reach < 0:
         near_lo, near_hi = hi, hi
-    new = hi - lo - np.maximum(near_hi - near_lo, 0)
+    new: Ints = hi - lo - np.maximum(near_hi - near_lo, 0)
     for anchor_lo, anchor_hi in plan.static_ranges(run):
         new -= np.maximum(np.minimum(hi, anchor_hi) - np.maximum(lo, anchor_lo), 0)
         new += np.maximum(np.minimum(near_hi, anchor_hi) - np.maximum(near_lo, anchor_lo), 0)

@@ -138,6 +138,12 @@ class SamplePlan:
         return valid
 
     @cached_property
+    def splits_chunks(self) -> bool:
+        """Whether anchors may hold a part of a chunk that is a candidate: then a route must leave that part out."""
+        inner = np.setdiff1d(np.concatenate([self.anchor_lo, self.anchor_hi]), self.chunk_bounds)
+        return self.reach >= 0 or bool(np.setdiff1d(inner, self.chunk_stop).size)
+
+    @cached_property
     def anchor_rectangles(self) -> Rectangles:
         """Every anchored (query, key) pair, as disjoint rectangles."""
         return rectangles(self)

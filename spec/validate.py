@@ -37,14 +37,18 @@ def validate_sample(layout: Layout, sample: Sample) -> None:
 def _candidates(selected: NDArray[np.int32], sample: Sample) -> NDArray[np.bool_]:
     """Return whether each entry is -1 or a candidate of its query."""
     plan = sample.plan
-    allowed = selected < 0
-    for group in range(len(plan.group_lo)):
-        units = slice(plan.group_lo[group], plan.group_hi[group])
-        rows = slice(plan.unit_lo[units][0] - plan.q_start, plan.unit_hi[units][-1] - plan.q_start)
-        is_candidate = np.zeros(plan.chunks, bool)
+    groups = len(plan.group_lo)
+    is_candidate = np.zeros((groups + 1, plan.chunks), bool)  # the last row is that of queries without candidates
+    for group in range(groups):
         for at in range(plan.candidate_ptr[group], plan.candidate_ptr[group + 1]):
-            is_candidate[plan.candidate_lo[at] : plan.candidate_hi[at]] = True
-        allowed[:, rows] |= is_candidate[selected[:, rows]] & (selected[:, rows] >= 0)
+            is_candidate[group, plan.candidate_lo[at] : plan.candidate_hi[at]] = True
+    group_of_unit = np.full(len(plan.unit_lo), groups)
+    for group, (lo, hi) in enumerate(zip(plan.group_lo, plan.group_hi, strict=True)):
+        group_of_unit[lo:hi] = group
+    group_of_query = np.full(plan.q_tokens, groups)
+    for group, lo, hi in zip(group_of_unit, plan.unit_lo - plan.q_start, plan.unit_hi - plan.q_start, strict=True):
+        group_of_query[lo:hi] = group
+    allowed: NDArray[np.bool_] = (selected < 0) | is_candidate[group_of_query[None, :, None], selected]
     return allowed
 
 

@@ -1,4 +1,4 @@
-"""Frameworks: what makes `attention` native to each array library. Each module is imported when its arrays first come."""
+"""Frameworks: what makes `attention` native to each array library, each imported when its arrays first come."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Protocol
 from sparsemoc.spec.errors import ShapeError, UnsupportedError, describe
 
 #: Root module of an array's type -> the module here that serves it.
-_MODULES = {"numpy": "sparsemoc.frameworks.numpy", "ml_dtypes": "sparsemoc.frameworks.numpy"}
+_MODULES = {"numpy": "sparsemoc.frameworks.numpy"}
 #: Array libraries that are known and not served yet, with the way round.
 _HINTS = {
-    "torch": "Hint: pass tensor.detach().cpu().numpy().",
-    "jax": "Hint: pass numpy.asarray(array).",
-    "jaxlib": "Hint: pass numpy.asarray(array).",
-    "cupy": "Hint: pass cupy.asnumpy(array).",
+    "torch": "pass tensor.detach().cpu().numpy()",
+    "jax": "pass numpy.asarray(array)",
+    "jaxlib": "pass numpy.asarray(array)",
+    "cupy": "pass cupy.asnumpy(array)",
 }
 
 
@@ -50,20 +50,20 @@ def framework_of(function: str, **arrays: Any) -> Framework:
         ShapeError: arrays of different libraries.
     """
     roots = {argument: _root(type(array)) for argument, array in arrays.items()}
+    libraries = {root for root in roots.values() if root is not None}
+    if len(libraries) > 1:
+        listed = ", ".join(f"`{argument}` from {root or 'none'}" for argument, root in roots.items())
+        raise ShapeError(f"{function}: all arrays must come from one library, got {listed}.")
     for argument, root in roots.items():
         if root not in _MODULES:
-            hint = _HINTS.get(root, "Hint: pass numpy.asarray(array).")
-            shown = type(arrays[argument]).__name__ if root in _HINTS else describe(arrays[argument])
-            raise UnsupportedError(f"{function}: `{argument}` must be a NumPy array, got {root} {shown}. {hint}")
-    modules = {argument: _MODULES[root] for argument, root in roots.items()}
-    if len(set(modules.values())) > 1:
-        listed = ", ".join(f"`{argument}` is {root}" for argument, root in roots.items())
-        raise ShapeError(f"{function}: all arrays must come from one library; {listed}.")
-    framework: Framework = import_module(next(iter(modules.values())))  # type: ignore[assignment]
+            hint = "pass numpy.asarray(array)" if root is None else _HINTS[root]
+            got = describe(arrays[argument]) if root is None else f"{root} {type(arrays[argument]).__name__}"
+            raise UnsupportedError(f"{function}: `{argument}` must be a NumPy array, got {got}. Hint: {hint}.")
+    framework: Framework = import_module(_MODULES[libraries.pop()])
     return framework
 
 
-def _root(kind: type) -> str:
-    """Return the library of an array type: the first known root module along its bases."""
+def _root(kind: type) -> str | None:
+    """Return the library of an array type: the first known root module along its bases, None where there is none."""
     roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
-    return next((root for root in roots if root in _MODULES or root in _HINTS), roots[0])
+    return next((root for root in roots if root in _MODULES or root in _HINTS), None)

@@ -37,12 +37,20 @@ def dtype(array: NDArray[Any]) -> str:
 
 
 def integers(array: Any, argument: str, function: str) -> NDArray[np.int32]:
-    """Return an integer array as int32; values beyond int32 clamp to its range."""
-    values = np.asarray(array)
+    """Return an integer array as int32; values clamp to [0, 2**31 - 1]."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise ShapeError(f"{function}: `{argument}` must not be a masked array. Hint: array.filled(0).")
+    try:
+        values = np.asarray(array)
+    except ValueError:  # rows of unlike lengths
+        raise ShapeError(f"{function}: `{argument}` must be an integer array, got {describe(array)}.") from None
     if values.dtype.kind not in "iu":
-        raise ShapeError(f"{function}: `{argument}` must be an integer array, got dtype {values.dtype}.")
-    limits = np.iinfo(np.int32)
-    return np.clip(values, 0, limits.max).astype(np.int32)
+        raise ShapeError(
+            f"{function}: `{argument}` must be an integer array, got dtype {values.dtype}. "
+            "Hint: array.astype(numpy.int32)."
+        )
+    clamped: NDArray[np.int32] = np.clip(values, 0, np.iinfo(np.int32).max).astype(np.int32)
+    return clamped
 
 
 def transpose(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:

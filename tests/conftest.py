@@ -1,0 +1,70 @@
+"""The choice of backends (`--backends`), the Hypothesis profiles, and a header that says what is tested."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+
+import hypothesis
+import numpy as np
+import pytest
+
+import sparsemoc
+from sparsemoc.backends import available_backends
+
+# The first call of a compiled kernel takes seconds: no deadline, and slow draws are no fault.
+COMMON = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("dev", COMMON, max_examples=50)
+hypothesis.settings.register_profile("ci", COMMON, max_examples=100, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("nightly", COMMON, max_examples=5000, print_blob=True)
+# Hypothesis itself reads --hypothesis-profile, later than this.
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+BACKENDS = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backends",
+        metavar="NAMES",
+        help="comma-separated backends to test; one that cannot run is an error (default: all that can)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    absent = available_backends()
+    named = config.getoption("--backends")
+    if named is None:
+        config.stash[BACKENDS] = [name for name, reason in absent.items() if reason is None]
+        return
+    names = [name.strip() for name in named.split(",")]
+    for name in names:
+        if name not in absent:
+            raise pytest.UsageError(f"--backends: there is no backend {name!r}, only {', '.join(absent)}")
+        if absent[name] is not None:
+            raise pytest.UsageError(f"--backends: {name} cannot run here: {absent[name]}")
+    config.stash[BACKENDS] = names
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `backend` once for every backend under test."""
+    if "backend" in metafunc.fixturenames:
+        names = metafunc.config.stash[BACKENDS]
+        metafunc.parametrize("backend", names)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    chosen = config.stash[BACKENDS]
+    lines = [f"sparsemoc {sparsemoc.__version__} from {os.path.dirname(sparsemoc.__file__)}, NumPy {np.__version__}"]
+    for name, reason in available_backends().items():
+        state = f"absent: {reason}" if reason is not None else ("tested" if name in chosen else "not chosen")
+        lines.append(f"backend {name}{_library_version(name)}: {state}")
+    return lines
+
+
+def _library_version(backend: str) -> str:
+    """Return the version of the library that a backend is named after, or nothing."""
+    try:
+        return f" ({backend} {importlib.metadata.version(backend)})"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
