@@ -8,9 +8,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.numba import launch
 from sparsemoc.backends.numba.config import NumbaConfig
 from sparsemoc.backends.numba.intrinsics import vector_bytes
+from sparsemoc.backends.numba.launch import attend_sample, part, pool_sample
+from sparsemoc.backends.numba.launch_backward import backward_sample
+from sparsemoc.backends.numba.launch_routing import route_sample
 from sparsemoc.backends.numba.threads import workers
 from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result, empty_like, lse_dtype
 from sparsemoc.spec.layout import Layout
@@ -59,7 +61,7 @@ class NumbaBackend:
             for sample in samples:
                 plan = sample.plan
                 target = centroids[sample.row, :, first : first + plan.chunks]
-                launch.pool_sample(plan, launch.part(k, sample, queries=False), target, threads)
+                pool_sample(plan, part(k, sample, False), target, threads)
                 first += plan.chunks if problem.plan.packed else 0
         return centroids
 
@@ -81,8 +83,8 @@ class NumbaBackend:
             for batch, sample in enumerate(plan.batch(problem.batch, key_lengths)):
                 means = centroids[sample.row, :, first : first + sample.plan.chunks].transpose(1, 0, 2)
                 target = selected[sample.row, :, sample.q_row : sample.q_row + sample.plan.q_tokens]
-                queries = launch.part(q, sample, queries=True)
-                launch.route_sample(problem, sample.plan, queries, means, randomness, batch, target, threads)
+                queries = part(q, sample, True)
+                route_sample(problem, sample.plan, queries, means, randomness, batch, target, threads)
                 first += sample.plan.chunks if plan.packed else 0
         return selected
 
@@ -103,10 +105,10 @@ class NumbaBackend:
         with workers() as threads:
             for sample in layout.samples():
                 queries = slice(sample.q_row, sample.q_row + sample.plan.q_tokens)
-                launch.attend_sample(
+                attend_sample(
                     problem,
                     sample.plan,
-                    (launch.part(q, sample, True), launch.part(k, sample, False), launch.part(v, sample, False)),
+                    (part(q, sample, True), part(k, sample, False), part(v, sample, False)),
                     layout.rows(sample),
                     (out[sample.row, queries], lse[sample.row, :, queries]),
                     scale,
@@ -115,8 +117,39 @@ class NumbaBackend:
                 )
         return Result(out, lse)
 
-    def attend_backward(self, *a, **k):
-        raise NotImplementedError
+    def attend_backward(
+        self,
+        problem: Problem,
+        q: Floats,
+        k: Floats,
+        v: Floats,
+        layout: Layout,
+        scale: float,
+        result: Result,
+        d_out: Floats,
+        d_lse: Floats | None,
+        *,
+        config: NumbaConfig | None = None,
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return dq, dk, dv in five matrix products per tile; the order of all sums is fixed."""
+        dq, dk, dv = (empty_like(array, array.shape, array.dtype) for array in (q, k, v))
+        lse_grad = np.zeros_like(result.lse) if d_lse is None else d_lse
+        with workers() as threads:
+            for sample in layout.samples():
+                queries = slice(sample.q_row, sample.q_row + sample.plan.q_tokens)
+                backward_sample(
+                    problem,
+                    sample.plan,
+                    (part(q, sample, True), part(k, sample, False), part(v, sample, False)),
+                    layout.rows(sample),
+                    (part(result.out, sample, True), result.lse[sample.row, :, queries]),
+                    (part(d_out, sample, True), lse_grad[sample.row, :, queries]),
+                    (part(dq, sample, True), part(dk, sample, False), part(dv, sample, False)),
+                    scale,
+                    config or NumbaConfig(),
+                    threads,
+                )
+        return dq, dk, dv
 
 
 BACKEND = NumbaBackend()

@@ -13,9 +13,19 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, fetch_add, multiply, row_exp2, row_max
+from sparsemoc.backends.numba.intrinsics import (
+    LOGIT_ROW,
+    ROW,
+    borrowed,
+    fetch_add,
+    multiply,
+    row_blend,
+    row_exp2,
+    row_max,
+)
 from sparsemoc.backends.numba.memory import load_row, store_row
-from sparsemoc.backends.numba.tiles import load_strip, mask_anchors, mask_range, non_finite_rows, strip_logits
+from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR, Block, Panels, State, Strips, borrowed_sample
+from sparsemoc.backends.numba.tiles import load_strip, mask_strip, non_finite_rows, out_of_sight, strip_logits
 
 LN2 = np.log(2.0)
 
@@ -47,32 +57,31 @@ def chunk_lists(selected, first, stop, counts, queries):  # type: ignore[no-unty
 @njit(nogil=True)
 def _absorb(state, strips, rows, ids, first, lead, count, values, lanes):  # type: ignore[no-untyped-def]
     """Add a strip of logits against `count` keys, from column `lead` on, to the running state of its queries."""
-    top, total, mixed = state
-    _, logits, parts, fade, _ = strips
-    like = logits.dtype.type(0)
-    item = logits.itemsize
+    logits, fade, width = strips.logits, strips.fade, state.mixed.shape[1]
+    like, item = logits.dtype.type(0), logits.itemsize
     vectors = -(-count // lanes)
     at = logits.ctypes.data + lead * item
     for r in range(rows):
         row = ids[first + r]
         for column in range(lead + count, lead + vectors * lanes):
             logits[r * LOGIT_ROW + column] = -np.inf
-        before = top[row]
+        before = state.top[row]
         after = max(before, row_max(like, at + r * LOGIT_ROW * item, vectors))
         shift = after if after > -np.inf else like
-        fade[r] = like if before == -np.inf else np.exp2(before - shift)
-        total[row] = total[row] * fade[r] + row_exp2(like, at + r * LOGIT_ROW * item, vectors, shift)
-        top[row] = after
-    width = mixed.shape[1]
+        fade[r] = before - shift
+        strips.sums[r] = row_exp2(like, at + r * LOGIT_ROW * item, vectors, shift)
+        state.top[row] = after
+    row_exp2(like, fade.ctypes.data, -(-rows // lanes), like)
     for column in range(0, width, 2 * lanes):
         multiply(
-            strips[4][1], rows, 2 if column + lanes < width else 1, at, values.ctypes.data + column * item, width * item,
-            parts.ctypes.data + column * item, ROW * item, count, 0,
+            strips.key_product, rows, 2 if column + lanes < width else 1, at, values.ctypes.data + column * item,
+            width * item, strips.parts.ctypes.data + column * item, ROW * item, count, 0,
         )  # fmt: skip
     for r in range(rows):
         row = ids[first + r]
-        for column in range(width):
-            mixed[row, column] = mixed[row, column] * fade[r] + parts[r * ROW + column]
+        state.total[row] = state.total[row] * fade[r] + strips.sums[r]
+        place = state.mixed.ctypes.data + row * width * item
+        row_blend(like, place, fade[r], strips.parts.ctypes.data + r * ROW * item, width // lanes)
 
 
 @njit(nogil=True)
@@ -82,124 +91,92 @@ def _absorb_exactly(state, strips, rows, ids, first, lead, values, lo, hi, lanes
     for j in bad:
         clean[j - lo] = 0
     _absorb(state, strips, rows, ids, first, lead, hi - lo, clean, lanes)
-    _, _, mixed = state
     for r in range(rows):
         for j in bad:
-            weight = strips[1][r * LOGIT_ROW + lead + j - lo]
+            weight = strips.logits[r * LOGIT_ROW + lead + j - lo]
             if weight != 0:
-                mixed[ids[first + r]] += weight * values[j]
+                state.mixed[ids[first + r]] += weight * values[j]
 
 
 @njit(nogil=True)
-def _mask_strip(logits, rows, ids, at, lead, lo, hi, masks, kind):  # type: ignore[no-untyped-def]
-    anchors, run_of, reach, token_causal, block, q_start = masks
-    for r in range(rows):
-        query = block + ids[at + r]
-        position = q_start + query
-        if kind == 2:
-            mask_anchors(logits, r, lead, lo, hi, position, run_of[query], anchors, reach)
-            continue
-        keep_lo = position - reach if kind == 1 else lo
-        keep_hi = position + reach + 1 if kind == 1 else hi
-        if token_causal:
-            keep_hi = min(keep_hi, position + 1)
-        mask_range(logits, r, lead, lo, hi, keep_lo, keep_hi)
-
-
-@njit(nogil=True)
-def _tile(state, strips, queries, ids, first, stop, keys, chunk, lo, hi, masks, kind):  # type: ignore[no-untyped-def]
-    """Add the keys lo ... hi - 1 to the queries ids[first : stop] of a block, strip by strip.
-
-    kind 0: every pair; 1: pairs within reach (a band); 2: keys that are no anchor of the query.
-    """
-    panels, values, starts, groups, lanes = keys
-    _, _, reach, token_causal, block, q_start = masks
-    strip, logits, _, _, products = strips
-    most = strip.shape[0] // ROW
+def _tile(state, strips, queries, ids, first, stop, block, panels, values, chunk, lo, hi, kind):  # type: ignore[no-untyped-def]
+    """Add the keys lo ... hi - 1 to the queries ids[first : stop] of a block, strip by strip of nearly equal rows."""
+    most = strips.queries.shape[0] // ROW
     parts = -(-(stop - first) // most)
+    masks = kind != EVERY or block.sample.token_causal
     for part in range(parts):
         at = first + (stop - first) * part // parts
         rows = first + (stop - first) * (part + 1) // parts - at
-        low, high = q_start + block + ids[at], q_start + block + ids[at + rows - 1]
-        if (token_causal and lo > high) or (kind == 1 and (hi <= low - reach or lo > high + reach)):
+        if masks and out_of_sight(ids, at, rows, block, lo, hi, kind):
             continue
-        load_strip(strip, queries, ids, at, rows)
-        lead = strip_logits(
-            products[0], logits, strip, rows, panels, queries.shape[1], lanes, starts, groups,
-            chunk, lo, hi,
-        )  # fmt: skip
-        if kind != 0 or (token_causal and hi - 1 > low):
-            _mask_strip(logits, rows, ids, at, lead, lo, hi, masks, kind)
+        load_strip(strips.queries, queries, ids, at, rows, panels.lanes)
+        lead = strip_logits(strips.logits, strips.queries, rows, panels, block.sample.starts, chunk, lo, hi)
+        if masks and mask_strip(strips.logits, rows, ids, at, block, lead, lo, hi, kind):
             bad = non_finite_rows(values, lo, hi)
             if len(bad) > 0:
-                _absorb_exactly(state, strips, rows, ids, at, lead, values, lo, hi, lanes, bad)
+                _absorb_exactly(state, strips, rows, ids, at, lead, values, lo, hi, panels.lanes, bad)
                 continue
-        _absorb(state, strips, rows, ids, at, lead, hi - lo, values[lo:hi], lanes)
+        _absorb(state, strips, rows, ids, at, lead, hi - lo, values[lo:hi], panels.lanes)
 
 
 @njit(nogil=True)
-def _anchors(state, strips, queries, ids, rectangles, keys, masks, most_keys):  # type: ignore[no-untyped-def]
+def _anchors(state, strips, queries, ids, block, panels, values, most_keys):  # type: ignore[no-untyped-def]
     """Add every anchored key to the queries of a block: key tiles outside, so that a tile stays in cache."""
-    q_lo, q_hi, k_lo, k_hi, banded = rectangles
-    starts = keys[2]
-    first_query = masks[4] + masks[5]
-    for index in range(len(q_lo)):
-        first = max(q_lo[index] - first_query, 0)
-        stop = min(q_hi[index] - first_query, queries.shape[0])
+    sample = block.sample
+    origin = sample.q_start + block.first
+    for index in range(len(sample.q_lo)):
+        first = max(sample.q_lo[index] - origin, 0)
+        stop = min(sample.q_hi[index] - origin, queries.shape[0])
         if first >= stop:
             continue
-        tiles = -(-(k_hi[index] - k_lo[index]) // most_keys)
+        start, length = sample.k_lo[index], sample.k_hi[index] - sample.k_lo[index]
+        tiles = -(-length // most_keys)
         for tile in range(tiles):
-            lo = k_lo[index] + (k_hi[index] - k_lo[index]) * tile // tiles
-            hi = k_lo[index] + (k_hi[index] - k_lo[index]) * (tile + 1) // tiles
-            chunk = np.searchsorted(starts, lo, side="right") - 1
-            kind = 1 if banded[index] else 0
-            _tile(state, strips, queries, ids, first, stop, keys, chunk, lo, hi, masks, kind)
+            lo, hi = start + length * tile // tiles, start + length * (tile + 1) // tiles
+            chunk = np.searchsorted(sample.starts, lo, side="right") - 1
+            kind = BAND if sample.banded[index] else EVERY
+            _tile(state, strips, queries, ids, first, stop, block, panels, values, chunk, lo, hi, kind)
 
 
 @njit(nogil=True)
-def _routes(state, strips, queries, counts, chosen, stops, partial, keys, masks, most_keys):  # type: ignore[no-untyped-def]
+def _routes(state, strips, queries, counts, chosen, block, panels, values, most_keys):  # type: ignore[no-untyped-def]
     """Add each chunk's keys to the queries of the block that chose it."""
-    starts = keys[2]
-    for chunk in range(len(stops)):
+    sample = block.sample
+    kind = NO_ANCHOR if sample.splits_chunks else EVERY
+    for chunk in range(len(sample.stops)):
         first, stop = counts[chunk], counts[chunk + 1]
-        if first == stop:
-            continue
-        length = stops[chunk] - starts[chunk]
-        tiles = -(-length // most_keys)
+        start, length = sample.starts[chunk], sample.stops[chunk] - sample.starts[chunk]
+        tiles = -(-length // most_keys) if first < stop else 0
         for tile in range(tiles):
-            lo = starts[chunk] + length * tile // tiles
-            hi = starts[chunk] + length * (tile + 1) // tiles
-            _tile(state, strips, queries, chosen, first, stop, keys, chunk, lo, hi, masks, 2 if partial else 0)
+            lo, hi = start + length * tile // tiles, start + length * (tile + 1) // tiles
+            _tile(state, strips, queries, chosen, first, stop, block, panels, values, chunk, lo, hi, kind)
 
 
 @njit(nogil=True)
 def _unit(unit, blocks, group, inputs, outputs, sample, scratch, sizes, scale):  # type: ignore[no-untyped-def]
     """Compute one (head, query block)."""
-    q, code, panels, values, selected = inputs
+    q, code, key_panels, groups, value_rows, selected = inputs
     out, lse = outputs
-    rectangles, anchors, run_of, starts, stops, chunk_groups, reach, token_causal, partial, q_start = sample
-    loaded, mixed, top, total, strip, logits, parts, fade, counts, chosen, ids = scratch
-    lanes, most_keys, products = sizes
+    loaded, state, strips, counts, chosen, ids = scratch
+    lanes, most_keys, product = sizes
     head, index = unit // (len(blocks) - 1), unit % (len(blocks) - 1)
     first, stop = blocks[index], blocks[index + 1]
     rows = stop - first
-    like = logits.dtype.type(0)
+    zero = lse.dtype.type(0)
     for row in range(rows):
-        load_row(loaded, row, q[0, first + row, head], code, like + scale)
-    top[:rows], total[:rows], mixed[:rows] = -np.inf, 0, 0
-    state, strips, queries = (top, total, mixed), (strip, logits, parts, fade, products), loaded[:rows]
-    kv_head = head // group
-    keys = (panels[kv_head].ctypes.data, values[kv_head], starts, chunk_groups, lanes)
-    masks = (anchors, run_of, reach, token_causal, first, q_start)
-    _anchors(state, strips, queries, ids, rectangles, keys, masks, most_keys)
+        load_row(loaded, row, q[0, first + row, head], code, zero + scale)
+    state.top[:rows], state.total[:rows], state.mixed[:rows] = -np.inf, 0, 0
+    queries, block = loaded[:rows], Block(sample, first)
+    panels = Panels(key_panels[head // group].ctypes.data, key_panels.shape[2], lanes, groups, product)
+    values = value_rows[head // group]
+    _anchors(state, strips, queries, ids, block, panels, values, most_keys)
     if selected.shape[2] > 0:
         chunk_lists(selected[head], first, stop, counts, chosen)
-        _routes(state, strips, queries, counts, chosen, stops, partial, keys, masks, most_keys)
+        _routes(state, strips, queries, counts, chosen, block, panels, values, most_keys)
     for row in range(rows):
-        inverse = 1 / total[row] if total[row] != 0 else like
-        store_row(out[0, first + row, head], mixed, row, code, inverse)
-        lse[head, first + row] = (top[row] + np.log2(total[row])) * LN2 if total[row] != 0 else -np.inf
+        total = state.total[row]
+        store_row(out[0, first + row, head], state.mixed, row, code, 1 / total if total != 0 else zero)
+        lse[head, first + row] = (state.top[row] + np.log2(total)) * LN2 if total != 0 else -np.inf
 
 
 @njit(nogil=True, cache=True)
@@ -210,14 +187,26 @@ def attend_units(counter, blocks, group, inputs, outputs, sample, scratch, sizes
         counter: int64 (1,), 0 at first.
         blocks: (query blocks + 1,) bounds of the query rows.
         group: query heads to a key head.
-        inputs: q (., queries, heads, head_dim), its dtype code, panels, value rows, selected (heads, queries, slots).
+        inputs: q (., queries, heads, head_dim), its dtype code, key panels (kv_heads, padded keys, depth) and their
+            groups, value rows (kv_heads, keys, padded v_head_dim), selected (heads, queries, slots).
         outputs: out (., queries, heads, v_head_dim), lse (heads, queries).
-        sample: the plan's arrays, see `launch.sample_arrays`.
+        sample: see `structs.Sample`.
         scratch: the worker's own, see `launch.forward_scratch`.
-        sizes: lanes of a vector, most keys to a tile, addresses of the row and key products.
+        sizes: lanes of a vector, most keys to a tile, address of the row product.
         scale: factor on logits, times log2(e).
     """
-    units = inputs[0].shape[2] * (len(blocks) - 1)
+    q, code, key_panels, groups, value_rows, selected = inputs
+    loaded, state, strips, counts, chosen, ids = scratch
+    units = q.shape[2] * (len(blocks) - 1)
+    inputs = (borrowed(q), code, borrowed(key_panels), borrowed(groups), borrowed(value_rows), borrowed(selected))
+    outputs = (borrowed(outputs[0]), borrowed(outputs[1]))
+    sample = borrowed_sample(sample)
+    state = State(borrowed(state.top), borrowed(state.total), borrowed(state.mixed))
+    strips = Strips(
+        borrowed(strips.queries), borrowed(strips.logits), borrowed(strips.parts), borrowed(strips.fade),
+        borrowed(strips.sums), strips.key_product,
+    )  # fmt: skip
+    scratch = (borrowed(loaded), state, strips, borrowed(counts), borrowed(chosen), borrowed(ids))
     unit = fetch_add(counter.ctypes.data, 1)
     while unit < units:
         _unit(unit, blocks, group, inputs, outputs, sample, scratch, sizes, scale)

@@ -212,6 +212,44 @@ def multiply(typing, product, rows, vectors, a, b, b_k, c, c_row, depth, accumul
 
 
 @intrinsic
+def row_copy(typing, like, target, source, vectors):  # type: ignore[no-untyped-def]
+    """Copy a row of whole vectors."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _emit(builder, signature)
+
+        def step(index: ir.Value, none: list[ir.Value]) -> list[ir.Value]:
+            offset = builder.mul(index, _I64(vector_bytes()))
+            emit.store(emit.load(builder.add(args[2], offset)), builder.add(args[1], offset))
+            return []
+
+        emit.loop(args[3], [], step)
+        return context.get_dummy_value()
+
+    return types.none(like, *(types.int64,) * 3), codegen
+
+
+@intrinsic
+def row_blend(typing, like, target, fade, source, vectors):  # type: ignore[no-untyped-def]
+    """Make a row target * fade + source."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _emit(builder, signature)
+        fade = emit.splat(args[2])
+
+        def step(index: ir.Value, none: list[ir.Value]) -> list[ir.Value]:
+            offset = builder.mul(index, _I64(vector_bytes()))
+            at = builder.add(args[1], offset)
+            emit.store(emit.call("fma", emit.load(at), fade, emit.load(builder.add(args[3], offset))), at)
+            return []
+
+        emit.loop(args[4], [], step)
+        return context.get_dummy_value()
+
+    return types.none(like, types.int64, like, types.int64, types.int64), codegen
+
+
+@intrinsic
 def row_max(typing, like, row, vectors):  # type: ignore[no-untyped-def]
     """Return the largest element of a row; NaN are passed over."""
 
@@ -279,6 +317,28 @@ def row_exp2(typing, like, row, vectors, shift):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def row_grad(typing, like, grads, weights, vectors, delta):  # type: ignore[no-untyped-def]
+    """Make each element g of a row w * (g - delta), and 0 where its weight w is 0, be g finite or not."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = _emit(builder, signature)
+        delta, zero = emit.splat(args[4]), emit.number(0.0)
+
+        def step(index: ir.Value, none: list[ir.Value]) -> list[ir.Value]:
+            offset = builder.mul(index, _I64(vector_bytes()))
+            at = builder.add(args[1], offset)
+            weight = emit.load(builder.add(args[2], offset))
+            value = builder.fmul(weight, builder.fsub(emit.load(at), delta))
+            emit.store(builder.select(builder.fcmp_ordered("==", weight, zero), zero, value), at)
+            return []
+
+        emit.loop(args[3], [], step)
+        return context.get_dummy_value()
+
+    return types.none(like, *(types.int64,) * 3, like), codegen
+
+
+@intrinsic
 def find_above(typing, like, row, start, stop, bound):  # type: ignore[no-untyped-def]
     """Return the index of the first vector, from `start`, that holds an element > bound or a NaN; `stop` if none.
 
@@ -316,3 +376,30 @@ def fetch_add(typing, address, amount):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", pointer, args[1], "monotonic")
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def contiguous(typing, array):  # type: ignore[no-untyped-def]
+    """Return a pointer to an array's first element, for `numba.carray`: its elements stand side by side."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        return view.data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def borrowed(typing, array):  # type: ignore[no-untyped-def]
+    """Return an array that owns nothing: passing it on counts no references, which threads would contend for.
+
+    The caller must hold the array as long as the kernel runs.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        view.meminfo = ir.Constant(view.meminfo.type, None)
+        view.parent = ir.Constant(view.parent.type, None)
+        return view._getvalue()
+
+    return array(array), codegen

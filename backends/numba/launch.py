@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemoc.backends.numba import structs
 from sparsemoc.backends.numba.config import NumbaConfig
 from sparsemoc.backends.numba.forward import attend_units
 from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, strip_rows, vector_bytes
 from sparsemoc.backends.numba.memory import aligned, readable, writable
 from sparsemoc.backends.numba.pack import mean_keys, pack_panels, pack_rows, panel_starts
 from sparsemoc.backends.numba.products import address
-from sparsemoc.backends.numba.routing import route_units
 from sparsemoc.backends.numba.threads import parallel
-from sparsemoc.backends.protocol import Problem, Randomness
-from sparsemoc.spec.philox import poisson_table
+from sparsemoc.backends.protocol import Problem
 from sparsemoc.spec.plan import Sample
 from sparsemoc.spec.sample_plan import SamplePlan
 
@@ -66,23 +65,28 @@ def part(array: Floats, sample: Sample, queries: bool) -> Floats:
     return array[sample.row, first : first + count]
 
 
-def sample_arrays(plan: SamplePlan, groups: NDArray[np.int64]) -> tuple[Any, ...]:
+def sample_arrays(plan: SamplePlan) -> structs.Sample:
     """Return the plan's arrays as the attention kernels take them."""
     rectangles = plan.anchor_rectangles
     run_of = np.full(plan.q_tokens, -1, np.int32)
     for run, (lo, hi) in enumerate(zip(plan.run_lo, plan.run_hi, strict=True)):
         run_of[lo - plan.q_start : hi - plan.q_start] = run
-    return (
-        (rectangles.q_lo, rectangles.q_hi, rectangles.k_lo, rectangles.k_hi, rectangles.banded),
-        (plan.anchor_ptr, plan.anchor_lo, plan.anchor_hi),
-        run_of,
-        plan.chunk_bounds,
-        plan.chunk_stop,
-        groups,
-        plan.reach,
-        plan.token_causal,
-        plan.splits_chunks,
-        plan.q_start,
+    return structs.Sample(
+        q_lo=rectangles.q_lo,
+        q_hi=rectangles.q_hi,
+        k_lo=rectangles.k_lo,
+        k_hi=rectangles.k_hi,
+        banded=rectangles.banded,
+        anchor_ptr=plan.anchor_ptr,
+        anchor_lo=plan.anchor_lo,
+        anchor_hi=plan.anchor_hi,
+        run_of=run_of,
+        starts=plan.chunk_bounds,
+        stops=plan.chunk_stop,
+        reach=plan.reach,
+        token_causal=plan.token_causal,
+        splits_chunks=plan.splits_chunks,
+        q_start=plan.q_start,
     )
 
 
@@ -94,20 +98,18 @@ def strip_buffer(row: int, dtype: Any) -> Floats:
 
 
 def forward_scratch(block: int, widths: tuple[int, int], chunks: int, slots: int, dtype: Any) -> tuple[Any, ...]:
-    """Return a worker's scratch for the forward."""
-    return (
-        aligned((block, widths[0]), dtype),
-        aligned((block, widths[1]), dtype),
-        np.empty(block, dtype),
-        np.empty(block, dtype),
+    """Return a worker's scratch for the forward: loaded queries, state, strips, route lists, rows counted up."""
+    state = structs.State(np.empty(block, dtype), np.empty(block, dtype), aligned((block, widths[1]), dtype))
+    strips = structs.Strips(
         strip_buffer(ROW, dtype),
         strip_buffer(LOGIT_ROW, dtype),
         strip_buffer(ROW, dtype),
-        np.empty(strip_rows(), dtype),
-        np.empty(chunks + 2, np.int64),
-        np.empty(block * slots, np.int64),
-        np.arange(block),
+        aligned((32,), dtype),
+        np.empty(32, dtype),
+        address("key", dtype),
     )
+    lists = (np.empty(chunks + 2, np.int64), np.empty(block * slots, np.int64))
+    return (aligned((block, widths[0]), dtype), state, strips, *lists, np.arange(block))
 
 
 def pool_sample(plan: SamplePlan, k: Floats, centroids: NDArray[np.float32], threads: int) -> None:
@@ -137,9 +139,9 @@ def attend_sample(
     block = int(np.diff(blocks).max())
     threads = min(threads, q.shape[1] * (len(blocks) - 1))
     bits, code = readable(q)
-    inputs = (bits, code, panels, values, selected)
-    shared, units = sample_arrays(plan, groups), counter()
-    sizes = (lanes_of(dtype), config.key_tile, (address("row", dtype), address("key", dtype)))
+    inputs = (bits, code, panels, groups, values, selected)
+    shared, units = sample_arrays(plan), counter()
+    sizes = (lanes_of(dtype), config.key_tile, address("row", dtype))
 
     def work(own: int) -> None:
         widths = (panels.shape[2], values.shape[2])
@@ -148,59 +150,3 @@ def attend_sample(
         attend_units(units, blocks, problem.group, inputs, targets, shared, scratch, sizes, scale * LOG2_E)
 
     parallel(threads, work)
-
-
-def route_sample(
-    problem: Problem,
-    plan: SamplePlan,
-    q: Floats,
-    means: NDArray[np.float32],
-    randomness: Randomness | None,
-    batch: int,
-    selected: NDArray[np.int32],
-    threads: int,
-) -> None:
-    """Run the routing of one sample; `means` is (chunks, kv_heads, head_dim)."""
-    if selected.shape[2] == 0 or len(plan.group_lo) == 0:
-        return
-    one = np.zeros(1, np.int64)
-    panels, _ = key_panels(means, one, one + plan.chunks, np.float32, threads)
-    most = min(max(problem.plan.spec.max_top_k, 1), plan.chunks)
-    top_k = np.array(problem.plan.spec.top_k_of(problem.heads))
-    bits, code = readable(q)
-    inputs = (bits, code, panels, lanes_of(np.float32), problem.group, address("row", np.float32))
-    units = (plan.unit_first, plan.unit_lo, plan.unit_hi)
-    shared = (*units, plan.candidate_ptr, plan.candidate_lo, plan.candidate_hi, plan.chunks, plan.q_start)
-    table, tasks, random = _pieces(plan), counter(), _random(problem, randomness)
-
-    def work(own: int) -> None:
-        scratch = (
-            strip_buffer(ROW, np.float32),
-            strip_buffer(LOGIT_ROW, np.float32),
-            np.empty((strip_rows(), most), np.float32),
-            np.empty((strip_rows(), most), np.int64),
-            np.empty(strip_rows(), np.int64),
-        )
-        route_units(tasks, table, top_k, inputs, shared, scratch, random, batch, selected)
-
-    parallel(threads, work)
-
-
-def _pieces(plan: SamplePlan, size: int = 512) -> NDArray[np.int64]:
-    """Cut the groups of units into pieces that the workers share out."""
-    rows = [
-        (group, first, min(first + size, hi))
-        for group, (lo, hi) in enumerate(zip(plan.group_lo.tolist(), plan.group_hi.tolist(), strict=True))
-        for first in range(lo, hi, size)
-    ]
-    return np.array(rows, np.int64).reshape(-1, 3)
-
-
-def _random(problem: Problem, randomness: Randomness | None) -> tuple[Any, ...]:
-    """Return the constants of route dropout; the first says whether there is any."""
-    dropout = problem.plan.spec.dropout
-    if randomness is None or dropout is None:
-        return (False, 0, 0, 0, 0, 0, np.zeros(0, np.uint64))
-    table = poisson_table(dropout.into, dropout.into_max)
-    starts = (randomness.batch_start, randomness.head_start)
-    return (True, *randomness.key, *starts, int(dropout.off * 2**16), table)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 from numpy.typing import NDArray
+
+from sparsemoc.backends.numba.intrinsics import contiguous
 
 #: float16 and bfloat16 reach the kernels as bits; the code says how to read them.
 PLAIN, HALF, BRAIN = 0, 1, 2
@@ -88,8 +90,7 @@ def brain_of_float(value):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def load_row(target, row, source, code, factor):  # type: ignore[no-untyped-def]
-    """Copy a row of the caller's array to `target[row]` times a factor; columns beyond the source become 0."""
+def _load(target, row, source, code, factor):  # type: ignore[no-untyped-def]
     width = source.shape[0]
     if code == 1:
         for column in range(width):
@@ -105,8 +106,17 @@ def load_row(target, row, source, code, factor):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def store_row(target, source, row, code, factor):  # type: ignore[no-untyped-def]
-    """Copy the front of `source[row]` times a factor to a row of the caller's array."""
+def load_row(target, row, source, code, factor):  # type: ignore[no-untyped-def]
+    """Copy a row of the caller's array to `target[row]` times a factor; columns beyond the source become 0."""
+    if source.strides[0] == source.itemsize:
+        # The same loop over elements side by side, which the compiler vectorises.
+        _load(target, row, carray(contiguous(source), source.shape), code, factor)
+    else:
+        _load(target, row, source, code, factor)
+
+
+@njit(nogil=True)
+def _store(target, source, row, code, factor):  # type: ignore[no-untyped-def]
     width = target.shape[0]
     if code == 1:
         for column in range(width):
@@ -117,3 +127,12 @@ def store_row(target, source, row, code, factor):  # type: ignore[no-untyped-def
     else:
         for column in range(width):
             target[column] = source[row, column] * factor
+
+
+@njit(nogil=True)
+def store_row(target, source, row, code, factor):  # type: ignore[no-untyped-def]
+    """Copy the front of `source[row]` times a factor to a row of the caller's array."""
+    if target.strides[0] == target.itemsize:
+        _store(carray(contiguous(target), target.shape), source, row, code, factor)
+    else:
+        _store(target, source, row, code, factor)

@@ -5,44 +5,35 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, multiply
+from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, multiply, row_copy
+from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR
 
 
 @njit(nogil=True)
-def strip_logits(product, logits, strip, rows, panels, depth, lanes, starts, groups, chunk, lo, hi):  # type: ignore[no-untyped-def]
+def strip_logits(logits, strip, rows, panels, starts, chunk, lo, hi):  # type: ignore[no-untyped-def]
     """Write logits[r, lead + (j - lo)] = <strip[r], key j> for lo <= j < hi, and return lead.
 
-    `panels` is the address of one head's panels, `chunk` the chunk of key lo. The range may run over several chunks.
-    A range that starts inside a panel is computed from the panel's start: the first `lead` columns are of other keys.
-    What follows the last key up to the end of its panel is of no key.
+    `chunk` is the chunk of key lo; the range may run over several chunks. A range that starts inside a panel is
+    computed from the panel's start: the first `lead` columns are of other keys. What follows the last key up to the
+    end of its panel is of no key.
     """
-    item = logits.itemsize
-    pair = 2 * lanes
-    lead = (lo - starts[chunk]) % pair
-    first = (lo - starts[chunk]) // pair * 2
+    item, lanes = logits.itemsize, panels.lanes
+    lead = (lo - starts[chunk]) % (2 * lanes)
+    first = (lo - starts[chunk]) // (2 * lanes) * 2
     column = 0
     while lo < hi:
         stop = min(hi, starts[chunk + 1])
         last = -(-(stop - starts[chunk]) // lanes)
-        in_chunk = groups[chunk + 1] - groups[chunk]
-        done = lo - starts[chunk] - first * lanes
+        in_chunk = panels.groups[chunk + 1] - panels.groups[chunk]
         for group in range(first, last, 2):
             vectors = 2 if group + 1 < in_chunk else 1
-            panel = panels + (groups[chunk] + group) * lanes * depth * item
+            panel = panels.address + (panels.groups[chunk] + group) * lanes * panels.depth * item
             place = logits.ctypes.data + (column + (group - first) * lanes) * item
             multiply(
-                product,
-                rows,
-                vectors,
-                strip.ctypes.data,
-                panel,
-                vectors * lanes * item,
-                place,
-                LOGIT_ROW * item,
-                depth,
-                0,
-            )
-        column += done + stop - lo
+                panels.product, rows, vectors, strip.ctypes.data, panel, vectors * lanes * item, place,
+                LOGIT_ROW * item, panels.depth, 0,
+            )  # fmt: skip
+        column += stop - starts[chunk] - first * lanes
         lo = stop
         chunk += 1
         first = 0
@@ -50,16 +41,17 @@ def strip_logits(product, logits, strip, rows, panels, depth, lanes, starts, gro
 
 
 @njit(nogil=True)
-def load_strip(strip, source, ids, first, rows):  # type: ignore[no-untyped-def]
-    """Copy rows `ids[first : first + rows]` of `source` (rows, width) to the strip buffer."""
+def load_strip(strip, source, ids, first, rows, lanes):  # type: ignore[no-untyped-def]
+    """Copy rows `ids[first : first + rows]` of `source` (rows, whole vectors) to the strip buffer."""
+    item, width = source.itemsize, source.shape[1]
     for r in range(rows):
-        strip[r * ROW : r * ROW + source.shape[1]] = source[ids[first + r]]
+        row = source.ctypes.data + ids[first + r] * width * item
+        row_copy(strip.dtype.type(0), strip.ctypes.data + r * ROW * item, row, width // lanes)
 
 
 @njit(nogil=True)
-def mask_range(logits, r, lead, lo, hi, keep_lo, keep_hi):  # type: ignore[no-untyped-def]
-    """Set the logits of row r to -inf but for the keys keep_lo ... keep_hi - 1 of the range lo ... hi - 1."""
-    base = r * LOGIT_ROW + lead - lo
+def _mask_range(logits, base, lo, hi, keep_lo, keep_hi):  # type: ignore[no-untyped-def]
+    """Set the logits of the keys lo ... hi - 1 to -inf, but for keep_lo ... keep_hi - 1."""
     for j in range(lo, min(max(keep_lo, lo), hi)):
         logits[base + j] = -np.inf
     for j in range(max(min(keep_hi, hi), lo), hi):
@@ -67,16 +59,48 @@ def mask_range(logits, r, lead, lo, hi, keep_lo, keep_hi):  # type: ignore[no-un
 
 
 @njit(nogil=True)
-def mask_anchors(logits, r, lead, lo, hi, position, run, anchors, reach):  # type: ignore[no-untyped-def]
-    """Set the logits of row r to -inf for the keys of the range that the query's anchors hold already."""
-    ptr, anchor_lo, anchor_hi = anchors
-    base = r * LOGIT_ROW + lead - lo
-    for at in range(ptr[run], ptr[run + 1]):
-        for j in range(max(lo, anchor_lo[at]), min(hi, anchor_hi[at])):
+def _mask_anchors(logits, base, lo, hi, query, sample):  # type: ignore[no-untyped-def]
+    """Set the logits of the keys lo ... hi - 1 that are anchors of the query to -inf."""
+    run = sample.run_of[query]
+    for at in range(sample.anchor_ptr[run], sample.anchor_ptr[run + 1]):
+        for j in range(max(lo, sample.anchor_lo[at]), min(hi, sample.anchor_hi[at])):
             logits[base + j] = -np.inf
-    if reach >= 0:
-        for j in range(max(lo, position - reach), min(hi, position + reach + 1)):
+    if sample.reach >= 0:
+        position = sample.q_start + query
+        for j in range(max(lo, position - sample.reach), min(hi, position + sample.reach + 1)):
             logits[base + j] = -np.inf
+
+
+@njit(nogil=True)
+def mask_strip(logits, rows, ids, at, block, lead, lo, hi, kind):  # type: ignore[no-untyped-def]
+    """Set the logits of pairs that do not count to -inf; return whether the strip needed a look at all."""
+    sample = block.sample
+    first = sample.q_start + block.first + ids[at]
+    if kind == EVERY and not (sample.token_causal and hi - 1 > first):
+        return False
+    for r in range(rows):
+        query = block.first + ids[at + r]
+        position = sample.q_start + query
+        base = r * LOGIT_ROW + lead - lo
+        if kind == NO_ANCHOR:
+            _mask_anchors(logits, base, lo, hi, query, sample)
+            continue
+        keep_lo = position - sample.reach if kind == BAND else lo
+        keep_hi = position + sample.reach + 1 if kind == BAND else hi
+        if sample.token_causal:
+            keep_hi = min(keep_hi, position + 1)
+        _mask_range(logits, base, lo, hi, keep_lo, keep_hi)
+    return True
+
+
+@njit(nogil=True)
+def out_of_sight(ids, at, rows, block, lo, hi, kind):  # type: ignore[no-untyped-def]
+    """Return whether causality or the band rules out every pair of a strip, whose ids ascend."""
+    sample = block.sample
+    low, high = sample.q_start + block.first + ids[at], sample.q_start + block.first + ids[at + rows - 1]
+    if sample.token_causal and lo > high:
+        return True
+    return kind == BAND and (hi <= low - sample.reach or lo > high + sample.reach)
 
 
 @njit(nogil=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsemoc.frameworks import Framework, framework_of
 from sparsemoc.spec.errors import ShapeError, describe, did_you_mean
+
+Size = TypeVar("Size", int, str)
 
 _TO_CANONICAL = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3)}
 
@@ -63,15 +65,14 @@ class Arrays:
         """Raise ShapeError unless an array has this canonical shape."""
         got = tuple(self.of[argument].shape)
         if got != shape:
-            names = "(tokens, heads, head_dim)" if self.packed else "(batch, tokens, heads, head_dim)"
-            wanted, found = (self.shown(s) for s in (shape, got))
-            order = "" if self.axes == "bshd" else f' in axes="{self.axes}"'
+            names = ", ".join(self.shown(("batch", "tokens", "heads", "head_dim")))
             raise ShapeError(
-                f"{self.function}: `{argument}` must have shape {names} = {wanted}{order}, got {found}. {source}"
+                f"{self.function}: `{argument}` must have shape ({names}) = {self.shown(shape)}, "
+                f"got {self.shown(got)}. {source}"
             )
 
-    def shown(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return a canonical shape in the caller's axes and rank."""
+    def shown(self, shape: tuple[Size, ...]) -> tuple[Size, ...]:
+        """Return a canonical shape, or the names of its axes, in the caller's axes and rank."""
         shown = tuple(shape[axis] for axis in _TO_CANONICAL[self.axes])
         return shown[1:] if self.packed else shown
 

@@ -20,9 +20,10 @@ def check(array: Any, argument: str, function: str) -> None:
     if isinstance(array, np.ma.MaskedArray):
         raise ShapeError(f"{function}: `{argument}` must not be a masked array. Hint: use key_lengths for padding.")
     if array.dtype.name not in DTYPES or not array.dtype.isnative:
+        order = "" if array.dtype.isnative else " in the other one"
         raise ShapeError(
-            f"{function}: `{argument}` must be {', '.join(DTYPES)} in native byte order, got {array.dtype.str} "
-            f"({array.dtype.name}). Hint: array.astype(numpy.float32)."
+            f"{function}: `{argument}` must be {', '.join(DTYPES)} in native byte order, "
+            f"got {array.dtype.name}{order}. Hint: array.astype(numpy.float32)."
         )
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import numpy as np
+
 from sparsemoc.testing.oracle_implementation import OracleImplementation
+from sparsemoc.testing.sample import Floats
 
 #: Where the variants stand.
-MODULES = ("planted_routing", "planted_dropout", "planted_attention")
+MODULES = ("planted_routing", "planted_dropout", "planted_attention", "planted_gradients")
 
 
 class Planted(OracleImplementation):
@@ -18,6 +21,13 @@ class Planted(OracleImplementation):
 
     #: The property that must reject it.
     caught_by = "selection"
+
+
+def shortened(x: Floats, bits: int) -> Floats:
+    """Round numbers to `bits` bits of mantissa."""
+    mantissa, exponent = np.frexp(x)
+    short: Floats = np.ldexp(np.round(mantissa * 2.0**bits) * 2.0**-bits, exponent)
+    return short
 
 
 def variants() -> list[type[Planted]]:

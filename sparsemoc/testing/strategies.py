@@ -157,6 +157,30 @@ def _edge(limit: int, heads: int, batch: int) -> int:
     return int((limit / heads / batch) ** 0.5)
 
 
+def _queries(draw: st.DrawFn, tokens: int) -> dict[str, Any]:
+    """Draw a query range: all, the last ones, or any."""
+    if not draw(st.booleans()):
+        return {}
+    q_tokens = draw(st.integers(1, tokens))
+    return {"q_tokens": q_tokens, "q_start": draw(st.one_of(st.none(), st.integers(0, tokens - q_tokens)))}
+
+
+def _numbers(draw: st.DrawFn, data: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
+    """Draw what the arrays hold and how they are shown."""
+    return {
+        "head_dim": draw(st.sampled_from((4, 1, 3, 8, 16, 17, 40))),
+        "v_head_dim": draw(st.sampled_from((4, 1, 5, 16, 33))),
+        "dtype": draw(st.sampled_from(tuple(dtypes))),
+        "data": draw(st.sampled_from(tuple(data))),
+        "data_seed": draw(st.integers(0, 2**32 - 1)),
+        "axes": draw(st.sampled_from(("bshd", "bhsd"))),
+        "scale": draw(st.sampled_from((None, 1.0, 0.3))),
+        "batch_start": draw(st.sampled_from((0, 5))),
+        "head_start": draw(st.sampled_from((0, 3))),
+        "strides": draw(st.sampled_from(STRIDES)),
+    }
+
+
 @st.composite
 def problems(
     draw: st.DrawFn,
@@ -176,18 +200,13 @@ def problems(
     packed = draw(st.sampled_from((False, True, False))) if packed is None else packed
     heads, kv_heads = _heads(draw)
     batch = draw(st.sampled_from(tuple(batches)))
-    size = draw(st.sampled_from((4, 2, 3) if ample else (4, 1, 2, 3, 5, 8)))
+    size = draw(st.sampled_from((4, 2, 3) if ample else (4, 1, 2, 3, 5, 8, 17)))
     most = draw(st.sampled_from((64,) if ample else (16, 4, 40, 64)))
     edge = min(most, _edge(pairs, heads, batch) // (batch if packed else 1))
     found = tuple(draw(streams(max(edge, 1), size, 3 if ample else 1)) for _ in range(batch if packed else 1))
-    spec = draw(specs(found, size, heads, dropout=dropout, ample=ample, anchor=anchors() if anchor is None else anchor))
+    anchor = anchors() if anchor is None else anchor
+    spec = draw(specs(found, size, heads, dropout=dropout, ample=ample, anchor=anchor))
     padded = draw(st.booleans()) if padding is None else padding
-    tokens = sum(one.tokens for one in found)
-    q_start = q_tokens = None
-    if not packed and draw(st.booleans()):
-        q_tokens = draw(st.integers(1, tokens))
-        q_start = draw(st.one_of(st.none(), st.integers(0, tokens - q_tokens)))
-    per_sample = found if packed else found * batch
     training = spec.dropout is not None and (dropout is True or draw(st.booleans()))
     return Problem(
         spec=spec,
@@ -195,20 +214,10 @@ def problems(
         batch=1 if packed else batch,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=draw(st.sampled_from((4, 1, 3, 8, 16, 17, 40))),
-        v_head_dim=draw(st.sampled_from((4, 1, 5, 16, 33))),
-        dtype=draw(st.sampled_from(tuple(dtypes))),
-        data=draw(st.sampled_from(tuple(data))),
-        data_seed=draw(st.integers(0, 2**32 - 1)),
-        key_lengths=tuple(_lengths(draw, one) for one in per_sample) if padded else None,
-        q_start=q_start,
-        q_tokens=q_tokens,
-        axes=draw(st.sampled_from(("bshd", "bhsd"))),
         packed=packed,
-        scale=draw(st.sampled_from((None, 1.0, 0.3))),
+        key_lengths=tuple(_lengths(draw, one) for one in (found if packed else found * batch)) if padded else None,
         training=training,
         seed=draw(st.sampled_from((0, 1, 2**32 + 5, 2**63, -1))) if training else None,
-        batch_start=draw(st.sampled_from((0, 5))),
-        head_start=draw(st.sampled_from((0, 3))),
-        strides=draw(st.sampled_from(STRIDES)),
+        **({} if packed else _queries(draw, found[0].tokens)),
+        **_numbers(draw, data, dtypes),
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import sparsemoc as moc
 
-STREAM = moc.Stream.multishot(shots=4, frames=3, height=5, width=7, caption=9, prompt=11)
+STREAM = moc.Stream.multishot(shots=3, frames=2, height=4, width=7, caption=5, prompt=11)
 SPEC = moc.RoutingSpec(
     chunks=moc.Chunks(size=32), top_k=3, anchors=("text", "shot"), dropout=moc.RouteDropout(off=0.5, into=1.0)
 )

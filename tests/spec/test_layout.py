@@ -82,7 +82,7 @@ def test_the_chunk_major_form_holds_each_route_once(problem: Problem) -> None:
     assert turned.ptr[0, 0, 0] == 0
     assert (np.diff(turned.ptr.ravel()) >= 0).all()
     assert turned.ptr[-1, -1, -1] == len(turned.query) == len(turned.slot) == (layout.selected >= 0).sum()
-    assert (turned.ptr.dtype, turned.query.dtype, turned.slot.dtype) == (np.int64, np.int32, np.int32)
+    assert [array.dtype.name for array in (turned.ptr, turned.query, turned.slot)] == ["int64", "int32", "int32"]
     for b, h, c in np.ndindex(layout.batch, layout.heads, total):
         part = slice(turned.ptr[b, h, c], turned.ptr[b, h, c + 1])
         query, slot = np.nonzero(shifted[b, h] == c)

@@ -1,0 +1,79 @@
+"""What a result depends on besides the code: processor, versions, commit, time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sparsemoc._version import __version__
+from sparsemoc.backends import get_backend
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def processor() -> str:
+    """Return the processor's model."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Return the cores of this process: containers and taskset may hold it to fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def slug() -> str:
+    """Return the machine as the name of a folder."""
+    plain = re.sub(r"\((r|tm)\)", "", processor().lower())
+    return f"{re.sub(r'[^a-z0-9]+', '-', plain).strip('-')}-{cores()}-cores"
+
+
+def commit() -> str | None:
+    """Return the commit, with "-dirty" where tracked files differ from it; None outside a checkout."""
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        return None
+    return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else head
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions that results depend on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "sparsemoc": __version__}
+    for name in ("numpy", "numba", "torch"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def facts(backend: str, threads: int) -> dict[str, Any]:
+    """Return the fields of a record that say where and when it was measured."""
+    return {
+        "cpu": processor(),
+        "cores": cores(),
+        "threads": threads,
+        "backend_version": get_backend(backend).version(),
+        "versions": versions(),
+        "commit": commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
