@@ -44,7 +44,9 @@ def commit() -> str | None:
     head = _git("rev-parse", "HEAD")
     if head is None:
         return None
-    return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else head
+    # Results are what is being written.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    return f"{head}-dirty" if changed else head
 
 
 def _git(*arguments: str) -> str | None:

@@ -36,7 +36,7 @@ def strip_rows() -> int:
     return 14 if many_registers else 6
 
 
-class _Emit:
+class Emit:
     """Helpers over an IR builder for one float type."""
 
     def __init__(self, builder: ir.IRBuilder, itemsize: int, lanes: int) -> None:
@@ -110,10 +110,10 @@ class _Emit:
         return carried
 
 
-def _emit(builder: ir.IRBuilder, signature: Any) -> _Emit:
+def _emit(builder: ir.IRBuilder, signature: Any) -> Emit:
     """Return the helpers for the float type of the first argument."""
     itemsize = signature.args[0].bitwidth // 8
-    return _Emit(builder, itemsize, vector_bytes() // itemsize)
+    return Emit(builder, itemsize, vector_bytes() // itemsize)
 
 
 #: Elements from row to row of the strip buffers. Constants, so that every element of a strip is an immediate offset
@@ -158,7 +158,7 @@ def _product(a_row: int, a_k: int) -> Any:
 def _emit_product(
     builder: ir.IRBuilder, itemsize: int, shape: tuple[int, int], a_strides: tuple[int, int], operands: list[ir.Value]
 ) -> None:
-    emit = _Emit(builder, itemsize, vector_bytes() // itemsize)
+    emit = Emit(builder, itemsize, vector_bytes() // itemsize)
     rows, vectors = shape
     a, b, b_k, c, c_row, depth, accumulate = operands
     accumulate = builder.trunc(accumulate, ir.IntType(1))
@@ -278,7 +278,7 @@ _EXP2 = {
 }  # fmt: skip
 
 
-def _exp2(emit: _Emit, x: ir.Value) -> ir.Value:
+def _exp2(emit: Emit, x: ir.Value) -> ir.Value:
     """Emit 2**x for x <= 0: 0 below the smallest normal number, NaN for NaN."""
     builder = emit.builder
     bits, bias = (23, 127) if emit.itemsize == 4 else (52, 1023)
@@ -336,35 +336,6 @@ def row_grad(typing, like, grads, weights, vectors, delta):  # type: ignore[no-u
         return context.get_dummy_value()
 
     return types.none(like, *(types.int64,) * 3, like), codegen
-
-
-@intrinsic
-def find_above(typing, like, row, start, stop, bound):  # type: ignore[no-untyped-def]
-    """Return the index of the first vector, from `start`, that holds an element > bound or a NaN; `stop` if none.
-
-    It may read a vector past `stop`.
-    """
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = _emit(builder, signature)
-        _, row, start, stop, bound = args
-        limit = emit.splat(bound)
-        before = builder.basic_block
-        head, check, after = (builder.append_basic_block(name) for name in ("head", "check", "after"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        index = builder.phi(_I64)
-        index.add_incoming(start, before)
-        builder.cbranch(builder.icmp_signed("<", index, stop), check, after)
-        builder.position_at_end(check)
-        values = emit.load(builder.add(row, builder.mul(index, _I64(emit.itemsize))))
-        mask = builder.bitcast(builder.fcmp_unordered(">", values, limit), ir.IntType(emit.lanes))
-        index.add_incoming(builder.add(index, _I64(emit.lanes)), check)
-        builder.cbranch(builder.icmp_unsigned("!=", mask, ir.IntType(emit.lanes)(0)), after, head)
-        builder.position_at_end(after)
-        return index
-
-    return types.int64(like, types.int64, types.int64, types.int64, like), codegen
 
 
 @intrinsic

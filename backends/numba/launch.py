@@ -116,7 +116,13 @@ def pool_sample(plan: SamplePlan, k: Floats, centroids: NDArray[np.float32], thr
     """Write the mean keys of one sample to `centroids` (kv_heads, chunks, head_dim)."""
     source, code = readable(k)
     starts, stops = plan.chunk_bounds[:-1], plan.chunk_stop
-    parallel(threads, lambda own: mean_keys(own, threads, centroids, source, code, starts, stops))
+    dtype = np.float64 if k.dtype == np.float64 else np.float32
+
+    def work(own: int) -> None:
+        row = np.empty((1, k.shape[2]), dtype)
+        mean_keys(own, threads, centroids, row, source, code, starts, stops)
+
+    parallel(threads, work)
 
 
 def attend_sample(

@@ -37,15 +37,15 @@ def route_sample(
     top_k = np.array(problem.plan.spec.top_k_of(problem.heads))
     bits, code = readable(q)
     inputs = (bits, code, panels, lanes_of(np.float32), problem.group, address("row", np.float32))
-    units = (plan.unit_first, plan.unit_lo, plan.unit_hi)
-    shared = (*units, plan.candidate_ptr, plan.candidate_lo, plan.candidate_hi, plan.chunks, plan.q_start)
+    units = (plan.unit_first, plan.unit_lo, plan.unit_hi, plan.q_start)
+    shared = (units, plan.candidate_ptr, plan.candidate_lo, plan.candidate_hi, plan.chunks)
     table, tasks, random = _pieces(plan), counter(), _random(problem, randomness)
 
     def work(own: int) -> None:
         scratch = (
             strip_buffer(ROW, np.float32),
             strip_buffer(LOGIT_ROW, np.float32),
-            np.empty((strip_rows(), most), np.float32),
+            np.empty((strip_rows(), most), np.int32),
             np.empty((strip_rows(), most), np.int64),
             np.empty(strip_rows(), np.int64),
         )

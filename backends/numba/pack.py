@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from sparsemoc.backends.numba.intrinsics import borrowed
 from sparsemoc.backends.numba.memory import load_row
 from sparsemoc.spec.sample_plan import Ints
 
@@ -43,6 +44,7 @@ def _pack_panels(panels, row, source, code, lo, hi, lanes):  # type: ignore[no-u
 def pack_panels(worker, workers, panels, source, code, starts, stops, groups, lanes):  # type: ignore[no-untyped-def]
     """Pack a worker's share of `source` (., tokens, heads, head_dim) to `panels` (heads, groups * lanes, depth)."""
     chunks, depth = len(starts), panels.shape[2]
+    panels, source, starts, stops = borrowed(panels), borrowed(source), borrowed(starts), borrowed(stops)
     row = np.empty((1, depth), panels.dtype)
     for unit in range(worker, source.shape[2] * chunks, workers):
         head, chunk = unit // chunks, unit % chunks
@@ -53,25 +55,32 @@ def pack_panels(worker, workers, panels, source, code, starts, stops, groups, la
 @njit(nogil=True, cache=True)
 def pack_rows(worker, workers, rows, source, code):  # type: ignore[no-untyped-def]
     """Copy a worker's share of `source` (., tokens, heads, head_dim) to `rows` (heads, tokens, depth)."""
-    tokens = source.shape[1]
+    tokens, rows, source = source.shape[1], borrowed(rows), borrowed(source)
     for head in range(source.shape[2]):
         for token in range(tokens * worker // workers, tokens * (worker + 1) // workers):
             load_row(rows[head], token, source[0, token, head], code, rows.dtype.type(1))
 
 
 @njit(nogil=True, cache=True)
-def mean_keys(worker, workers, centroids, source, code, starts, stops):  # type: ignore[no-untyped-def]
-    """Write the mean of each chunk's valid keys, summed in float64, rounded once to float32; 0 without keys."""
+def mean_keys(worker, workers, centroids, row, source, code, starts, stops):  # type: ignore[no-untyped-def]
+    """Write the mean of each chunk's valid keys, rounded once to float32; 0 without keys.
+
+    Sums of 32 keys are made in the type of `row` (1, head_dim), and added up in float64.
+    """
     chunks, width = len(starts), source.shape[3]
-    row = np.empty((1, width), np.float64)
-    total = np.empty(width, np.float64)
+    row, source, starts, stops = borrowed(row), borrowed(source), borrowed(starts), borrowed(stops)
+    few, total = np.empty(width, row.dtype), np.empty(width, np.float64)
     for unit in range(worker, source.shape[2] * chunks, workers):
         head, chunk = unit // chunks, unit % chunks
         total[:] = 0
-        for token in range(starts[chunk], stops[chunk]):
-            load_row(row, 0, source[0, token, head], code, 1.0)
+        for first in range(starts[chunk], stops[chunk], 32):
+            few[:] = 0
+            for token in range(first, min(first + 32, stops[chunk])):
+                load_row(row, 0, source[0, token, head], code, row.dtype.type(1))
+                for column in range(width):
+                    few[column] += row[0, column]
             for column in range(width):
-                total[column] += row[0, column]
+                total[column] += few[column]
         count = max(stops[chunk] - starts[chunk], 1)
         for column in range(width):
             centroids[head, chunk, column] = np.float32(total[column] / count)

@@ -6,43 +6,53 @@ import numpy as np
 from numba import njit
 
 from sparsemoc.backends.numba.dropout import drop_routes
-from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, fetch_add, find_above, multiply
+from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, borrowed, fetch_add, multiply
 from sparsemoc.backends.numba.memory import load_row
+from sparsemoc.backends.numba.ranking import NO_SCORE, best_rank, place_of, rank_scores
 
 #: Centroids to a tile of scores: a strip of them fits the logits' buffer.
 TILE = 512
 
 
 @njit(nogil=True)
-def _beats(left, right):  # type: ignore[no-untyped-def]
-    """Return whether a score ranks before another; NaN ranks first."""
-    return left > right or (np.isnan(left) and not np.isnan(right))
+def _take_best(ranks, base, tile, width, lanes, best, chunks, count, most):  # type: ignore[no-untyped-def]
+    """Take a row's best ranks into the list of the `most` best so far, best first; return the list's length.
+
+    Equal ranks: the lower chunk is found first and an equal one never displaces it.
+    """
+    address = ranks.ctypes.data + base * 4
+    vectors = -(-width // lanes)
+    while True:
+        rank = best_rank(address, vectors)
+        if rank == NO_SCORE or (count == most and rank <= best[most - 1]):
+            return count
+        index = place_of(address, vectors, rank)
+        ranks[base + index] = NO_SCORE
+        place = min(count, most - 1)
+        while place > 0 and rank > best[place - 1]:
+            best[place], chunks[place] = best[place - 1], chunks[place - 1]
+            place -= 1
+        best[place], chunks[place] = rank, tile + index
+        count = min(count + 1, most)
 
 
 @njit(nogil=True)
-def _insert(scores, chunks, count, most, score, chunk):  # type: ignore[no-untyped-def]
-    """Insert into a list sorted by rank; an equal score stays behind, so that the lower chunk wins. Return its length."""
-    place = min(count, most - 1)
-    while place > 0 and _beats(score, scores[place - 1]):
-        scores[place], chunks[place] = scores[place - 1], chunks[place - 1]
-        place -= 1
-    scores[place], chunks[place] = score, chunk
-    return min(count + 1, most)
-
-
-@njit(nogil=True)
-def _scan(like, scores, base, address, lo, hi, tile, best, chunks, count, most):  # type: ignore[no-untyped-def]
-    """Take the candidates lo ... hi - 1 of a row of scores into its running list; return the list's length."""
-    chunk = lo
-    while chunk < hi:
-        if count == most:
-            chunk = tile + find_above(like, address, chunk - tile, hi - tile, best[most - 1])
-        for other in range(chunk, min(chunk + 16, hi)):
-            score = scores[base + other - tile]
-            if count < most or _beats(score, best[most - 1]):
-                count = _insert(best, chunks, count, most, score, other)
-        chunk += 16
-    return count
+def _rank_row(ranks, base, tile, stop, lanes, candidate_lo, candidate_hi):  # type: ignore[no-untyped-def]
+    """Turn a row of scores of the chunks tile ... stop - 1 into ranks, NO_SCORE where a chunk is no candidate."""
+    width = -(-(stop - tile) // lanes) * lanes
+    rank_scores(ranks.ctypes.data + base * 4, width // lanes)
+    done = 0
+    for at in range(len(candidate_lo)):
+        lo, hi = candidate_lo[at] - tile, candidate_hi[at] - tile
+        if hi <= 0:
+            continue
+        if lo >= stop - tile:
+            break
+        for index in range(done, lo):
+            ranks[base + index] = NO_SCORE
+        done = min(hi, stop - tile)
+    for index in range(done, width):
+        ranks[base + index] = NO_SCORE
 
 
 @njit(nogil=True)
@@ -68,14 +78,13 @@ def _strip_scores(product, strip, scores, rows, panels, depth, lanes, tile, stop
 
 
 @njit(nogil=True)
-def _strip_routes(
-    head, units, rows, q, code, most, panels, depth, candidates, sizes, strip, scores, best, chunks, counts
-):  # type: ignore[no-untyped-def]
-    """Fill the running lists of a strip of units that share their candidates."""
-    first, unit_lo, unit_hi, q_start = units
+def _strip_routes(head, units, first, rows, q, code, most, panels, depth, candidates, sizes, strip, scores, lists):  # type: ignore[no-untyped-def]
+    """Fill the lists of a strip of units that share their candidates."""
+    unit_lo, unit_hi, q_start = units[1:]
     candidate_lo, candidate_hi = candidates
     lanes, chunk_count, product = sizes
-    like = np.float32(0)
+    best, chunks, counts = lists
+    ranks = scores.view(np.int32)
     loaded = strip.reshape(-1, ROW)[:, :depth]
     for r in range(rows):
         _mean_query(loaded, r, q, head, unit_lo[first + r] - q_start, unit_hi[first + r] - q_start, code)
@@ -86,13 +95,9 @@ def _strip_routes(
             continue
         _strip_scores(product, strip, scores, rows, panels, depth, lanes, tile, stop)
         for r in range(rows):
-            address = scores.ctypes.data + r * LOGIT_ROW * 4
-            for at in range(len(candidate_lo)):
-                lo, hi = max(candidate_lo[at], tile), min(candidate_hi[at], stop)
-                if lo < hi:
-                    counts[r] = _scan(
-                        like, scores, r * LOGIT_ROW, address, lo, hi, tile, best[r], chunks[r], counts[r], most
-                    )
+            base = r * LOGIT_ROW
+            _rank_row(ranks, base, tile, stop, lanes, candidate_lo, candidate_hi)
+            counts[r] = _take_best(ranks, base, tile, stop - tile, lanes, best[r], chunks[r], counts[r], most)
 
 
 @njit(nogil=True)
@@ -100,50 +105,57 @@ def _write(selected, head, first, units, rows, chunks, counts, candidates, rando
     """Sort each unit's routes, apply route dropout, and write them to every member."""
     unit_first, unit_lo, unit_hi, q_start = units
     for r in range(rows):
-        unit = first + r
-        routes = np.sort(chunks[r, : counts[r]])
+        unit, count = first + r, counts[r]
+        for at in range(1, count):
+            chunk, place = chunks[r, at], at
+            while place > 0 and chunks[r, place - 1] > chunk:
+                chunks[r, place] = chunks[r, place - 1]
+                place -= 1
+            chunks[r, place] = chunk
+        lo, hi = unit_lo[unit] - q_start, unit_hi[unit] - q_start
         if random[0]:
-            routes = drop_routes(random, batch, head, unit_first[unit], routes, candidates)
-        for query in range(unit_lo[unit] - q_start, unit_hi[unit] - q_start):
-            selected[head, query, : len(routes)] = routes
+            routes = drop_routes(random, batch, head, unit_first[unit], chunks[r, :count], candidates)
+            for query in range(lo, hi):
+                selected[head, query, : len(routes)] = routes
+            continue
+        for query in range(lo, hi):
+            for slot in range(count):
+                selected[head, query, slot] = chunks[r, slot]
 
 
 @njit(nogil=True)
-def _task(task, table, heads, top_k, inputs, sample, scratch, random, batch, selected):  # type: ignore[no-untyped-def]
-    """Route one (head, piece of a group)."""
+def _take_all(chunks, counts, rows, candidates):  # type: ignore[no-untyped-def]
+    """Fill the lists with every candidate."""
+    for r in range(rows):
+        count = 0
+        for span in range(len(candidates[0])):
+            for chunk in range(candidates[0][span], candidates[1][span]):
+                chunks[r, count] = chunk
+                count += 1
+        counts[r] = count
+
+
+@njit(nogil=True)
+def _task(head, which, first, stop, top_k, inputs, sample, scratch, random, batch, selected):  # type: ignore[no-untyped-def]
+    """Route the units first ... stop - 1 of a group, for one head."""
     q, code, panels, lanes, group, product = inputs
-    unit_first, unit_lo, unit_hi, ptr, candidate_lo, candidate_hi, chunk_count, q_start = sample
+    units, ptr, candidate_lo, candidate_hi, chunk_count = sample
     strip, scores, best, chunks, counts = scratch
-    head, piece = task % heads, task // heads
-    which, first, stop = table[piece]
-    span = slice(ptr[which], ptr[which + 1])
-    candidates = (candidate_lo[span], candidate_hi[span])
+    candidates = (candidate_lo[ptr[which] : ptr[which + 1]], candidate_hi[ptr[which] : ptr[which + 1]])
     available = (candidates[1] - candidates[0]).sum()
     most = min(top_k[head], available)
-    if most == 0 and not random[0]:
-        return
-    depth = panels.shape[2]
-    address = panels[head // group].ctypes.data
+    depth, address = panels.shape[2], panels[head // group].ctypes.data
     rows_at_once = strip.shape[0] // ROW
     for at in range(first, stop, rows_at_once):
         rows = min(rows_at_once, stop - at)
         if most == available:
-            for r in range(rows):
-                counts[r] = 0
-                for span_index in range(len(candidates[0])):
-                    for chunk in range(candidates[0][span_index], candidates[1][span_index]):
-                        chunks[r, counts[r]] = chunk
-                        counts[r] += 1
+            _take_all(chunks, counts, rows, candidates)
         elif most == 0:
             counts[:rows] = 0
         else:
-            _strip_routes(
-                head, (at, unit_lo, unit_hi, q_start), rows, q, code, most, address, depth, candidates,
-                (lanes, chunk_count, product), strip, scores, best, chunks, counts,
-            )  # fmt: skip
-        _write(
-            selected, head, at, (unit_first, unit_lo, unit_hi, q_start), rows, chunks, counts, candidates, random, batch
-        )
+            sizes, lists = (lanes, chunk_count, product), (best, chunks, counts)
+            _strip_routes(head, units, at, rows, q, code, most, address, depth, candidates, sizes, strip, scores, lists)
+        _write(selected, head, at, units, rows, chunks, counts, candidates, random, batch)
 
 
 @njit(nogil=True, cache=True)
@@ -154,16 +166,24 @@ def route_units(counter, table, top_k, inputs, sample, scratch, random, batch, s
         counter: int64 (1,), 0 at first.
         table: (pieces, 3) group, first unit, stop: the groups cut in pieces of some hundred units.
         top_k: (heads,).
-        inputs: q (., queries, heads, head_dim), its dtype code, centroid panels (kv_heads, padded chunks, depth), lanes,
-            query heads to a key head, address of the row product.
-        sample: unit_first, unit_lo, unit_hi, candidate_ptr, candidate_lo, candidate_hi, chunks, q_start.
+        inputs: q (., queries, heads, head_dim), its dtype code, centroid panels (kv_heads, padded chunks, depth),
+            lanes, query heads to a key head, address of the row product.
+        sample: (unit_first, unit_lo, unit_hi, q_start), candidate_ptr, candidate_lo, candidate_hi, chunks.
         scratch: the worker's own: strip, scores, and running lists of scores, chunks and their lengths.
         random: (on, key low, key high, batch_start, head_start, off in 2**-16, Poisson table).
         batch: number of the sample in the batch.
         selected: (heads, queries, slots), filled with -1.
     """
-    heads = inputs[0].shape[2]
+    q, code, panels, lanes, group, product = inputs
+    (unit_first, unit_lo, unit_hi, q_start), ptr, candidate_lo, candidate_hi, chunk_count = sample
+    strip, scores, best, chunks, counts = scratch
+    inputs = (borrowed(q), code, borrowed(panels), lanes, group, product)
+    units = (borrowed(unit_first), borrowed(unit_lo), borrowed(unit_hi), q_start)
+    sample = (units, borrowed(ptr), borrowed(candidate_lo), borrowed(candidate_hi), chunk_count)
+    scratch = (borrowed(strip), borrowed(scores), borrowed(best), borrowed(chunks), borrowed(counts))
+    target, heads = borrowed(selected), q.shape[2]
     task = fetch_add(counter.ctypes.data, 1)
     while task < heads * len(table):
-        _task(task, table, heads, top_k, inputs, sample, scratch, random, batch, selected)
+        which, first, stop = table[task // heads]
+        _task(task % heads, which, first, stop, top_k, inputs, sample, scratch, random, batch, target)
         task = fetch_add(counter.ctypes.data, 1)

@@ -42,9 +42,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
         monkeypatch.setattr(registry, "entry_points", entry_points)
         registry._load.cache_clear()
+        registry.backend_names.cache_clear()
 
     yield put
     registry._load.cache_clear()
+    registry.backend_names.cache_clear()
 
 
 def broken() -> object:

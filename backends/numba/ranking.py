@@ -1,0 +1,83 @@
+"""Scores as whole numbers that order as they rank, and the best of a row: LLVM IR beside `intrinsics`."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from sparsemoc.backends.numba.intrinsics import Emit, vector_bytes
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+#: Ranks below every score, -inf too.
+NO_SCORE = -(2**31)
+
+
+@intrinsic
+def rank_scores(typing, row, vectors):  # type: ignore[no-untyped-def]
+    """Turn a row of float32 scores into int32 in the same order: NaN first, -0 as +0, -inf above NO_SCORE."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = Emit(builder, 4, vector_bytes() // 4)
+
+        def step(index: ir.Value, none: list[ir.Value]) -> list[ir.Value]:
+            at = builder.add(args[0], builder.mul(index, _I64(vector_bytes())))
+            score = builder.fadd(emit.load(at), emit.number(0.0))
+            bits = builder.bitcast(score, emit.whole(0).type)
+            flipped = builder.and_(builder.ashr(bits, emit.whole(31)), emit.whole(2**31 - 1))
+            rank = builder.xor(bits, flipped)
+            rank = builder.select(builder.fcmp_unordered("uno", score, score), emit.whole(2**31 - 1), rank)
+            emit.store(rank, at)
+            return []
+
+        emit.loop(args[1], [], step)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
+def best_rank(typing, row, vectors):  # type: ignore[no-untyped-def]
+    """Return the largest int32 of a row."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = Emit(builder, 4, vector_bytes() // 4)
+        kind = emit.whole(0).type
+
+        def larger(left: ir.Value, right: ir.Value) -> ir.Value:
+            return builder.select(builder.icmp_signed(">", right, left), right, left)
+
+        def step(index: ir.Value, best: list[ir.Value]) -> list[ir.Value]:
+            at = builder.add(args[0], builder.mul(index, _I64(vector_bytes())))
+            return [larger(best[0], emit.load(at, kind))]
+
+        (best,) = emit.loop(args[1], [emit.whole(NO_SCORE)], step)
+        return emit.fold(best, larger)
+
+    return types.int32(types.int64, types.int64), codegen
+
+
+@intrinsic
+def place_of(typing, row, vectors, rank):  # type: ignore[no-untyped-def]
+    """Return the first index of a rank that the row holds."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = Emit(builder, 4, vector_bytes() // 4)
+        wanted = emit.splat(args[2])
+        before = builder.basic_block
+        head, after = (builder.append_basic_block(name) for name in ("head", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        index = builder.phi(_I64)
+        index.add_incoming(_I64(0), before)
+        values = emit.load(builder.add(args[0], builder.mul(index, _I64(vector_bytes()))), wanted.type)
+        mask = builder.bitcast(builder.icmp_signed("==", values, wanted), ir.IntType(emit.lanes))
+        following = builder.add(index, _I64(1))
+        index.add_incoming(following, head)
+        found = builder.icmp_unsigned("!=", mask, ir.IntType(emit.lanes)(0))
+        builder.cbranch(builder.or_(found, builder.icmp_signed(">=", following, args[1])), after, head)
+        builder.position_at_end(after)
+        first = builder.cttz(builder.zext(mask, _I64), ir.IntType(1)(0))
+        return builder.add(builder.mul(index, _I64(emit.lanes)), first)
+
+    return types.int64(types.int64, types.int64, types.int32), codegen
