@@ -14,9 +14,18 @@ import numpy as np
 from numba import njit
 
 from sparsemoc.backends.numba.forward import chunk_lists
-from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, fetch_add, multiply, row_blend, row_exp2, row_grad
+from sparsemoc.backends.numba.intrinsics import (
+    LOGIT_ROW,
+    ROW,
+    borrowed,
+    fetch_add,
+    multiply,
+    row_blend,
+    row_exp2,
+    row_grad,
+)
 from sparsemoc.backends.numba.memory import load_row, store_row
-from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR, Block, Grads, Panels
+from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR, Block, Grads, Panels, Tile, borrowed_sample
 from sparsemoc.backends.numba.tiles import mask_strip, non_finite_rows, out_of_sight, strip_logits
 
 LOG2_E = 1.4426950408889634
@@ -83,7 +92,12 @@ def _slopes(tile, at, rows, ids, first, block, constants, keys, values, chunk, l
         for column in range(lead + hi - lo, lead + vectors * keys.lanes):
             weights[r * LOGIT_ROW + column] = -np.inf
         offset = (r * LOGIT_ROW + lead) * item
-        row_exp2(like, weights.ctypes.data + offset, vectors, shift[query])
+        if np.isnan(shift[query]):
+            # Every pair of the query is NaN, and a masked one is still 0: -inf - NaN must not make it NaN.
+            for column in range(r * LOGIT_ROW + lead, r * LOGIT_ROW + lead + vectors * keys.lanes):
+                weights[column] = 0 if weights[column] == -np.inf else np.nan
+        else:
+            row_exp2(like, weights.ctypes.data + offset, vectors, shift[query])
         row_grad(like, slopes.ctypes.data + offset, weights.ctypes.data + offset, vectors, delta[query])
     return lead, masked
 
@@ -242,7 +256,21 @@ def gradient_units(  # type: ignore[no-untyped-def]
     query_blocks, key_blocks = len(blocks) - 1, len(chunk_blocks) - 1
     most = max(query_blocks, key_blocks)
     kv_heads = packed[0].shape[0]
-    counts, chosen, slots = routes
+    counts, chosen, slots = borrowed(routes[0]), borrowed(routes[1]), routes[2]
+    inputs = (borrowed(inputs[0]), borrowed(inputs[1]), inputs[2], inputs[3])
+    packed = (
+        borrowed(packed[0]), borrowed(packed[1]), borrowed(packed[2]), borrowed(packed[3]), borrowed(packed[4]),
+        packed[5], packed[6],
+    )  # fmt: skip
+    constants = (borrowed(constants[0]), borrowed(constants[1]))
+    sample = borrowed_sample(sample)
+    grads = (borrowed(grads[0]), borrowed(grads[1]), borrowed(grads[2]))
+    tile = scratch[0]
+    tile = Tile(
+        borrowed(tile.queries), borrowed(tile.grads), borrowed(tile.weights), borrowed(tile.slopes),
+        borrowed(tile.parts),
+    )  # fmt: skip
+    scratch = (tile, borrowed(scratch[1]))
     unit = fetch_add(counter.ctypes.data, 1)
     while unit < kv_heads * most:
         kv_head, key_block = unit // most, unit % most

@@ -22,17 +22,19 @@ def panel_starts(bounds: Ints, lanes: int) -> Ints:
 
 
 @njit(nogil=True)
-def _pack_panels(panels, row, source, code, lo, hi, lanes):  # type: ignore[no-untyped-def]
-    """Transpose the keys lo ... hi - 1 of `source` (tokens, head_dim) into `panels`; absent keys become 0."""
+def _pack_panels(panels, row, source, code, lo, hi, groups, lanes):  # type: ignore[no-untyped-def]
+    """Transpose the keys lo ... hi - 1 of `source` (tokens, head_dim) into `groups` groups; absent keys become 0.
+
+    The groups are those of the chunk's nominal length: what they hold depends on padding, where they lie does not.
+    """
     depth = row.shape[1]
-    count = hi - lo
-    for group in range(0, -(-count // lanes), 2):
-        width = 2 * lanes if (group + 1) * lanes < count else lanes
+    for group in range(0, groups, 2):
+        width = 2 * lanes if group + 1 < groups else lanes
         base = group * lanes * depth
         for j in range(width):
-            key = group * lanes + j
-            if key < count:
-                load_row(row, 0, source[lo + key], code, row.dtype.type(1))
+            key = lo + group * lanes + j
+            if key < hi:
+                load_row(row, 0, source[key], code, row.dtype.type(1))
                 for column in range(depth):
                     panels[base + column * width + j] = row[0, column]
             else:
@@ -49,7 +51,8 @@ def pack_panels(worker, workers, panels, source, code, starts, stops, groups, la
     for unit in range(worker, source.shape[2] * chunks, workers):
         head, chunk = unit // chunks, unit % chunks
         place = panels[head, groups[chunk] * lanes : groups[chunk + 1] * lanes].reshape(-1)
-        _pack_panels(place, row, source[0, :, head], code, starts[chunk], stops[chunk], lanes)
+        count = groups[chunk + 1] - groups[chunk]
+        _pack_panels(place, row, source[0, :, head], code, starts[chunk], stops[chunk], count, lanes)
 
 
 @njit(nogil=True, cache=True)
