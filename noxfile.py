@@ -34,14 +34,14 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on the interpreter that runs nox; arguments go to pytest."""
-    session.install("-e", ".[testing]", *dependency_groups(PYPROJECT, "test", "test-torch"))
+    session.install("-e", ".[demo,testing]", *dependency_groups(PYPROJECT, "test", "test-torch"))
     session.run("pytest", *session.posargs)
 
 
 @nox.session(python=PYTHONS, default=False)
 def tests_all(session: nox.Session) -> None:
     """Run the tests on every supported Python, without torch; an absent interpreter is skipped, and nox says so."""
-    session.install("-e", ".[testing]", *dependency_groups(PYPROJECT, "test"))
+    session.install("-e", ".[demo,testing]", *dependency_groups(PYPROJECT, "test"))
     session.run("pytest", *session.posargs)
 
 

@@ -186,7 +186,7 @@ def _dropped(
 
     w0, w1, _, _ = words(0)
     table = poisson_table(dropout.into, dropout.into_max)
-    removed, added = drop_counts(w0, w1, np.int64(len(routes)), dropout.off, table)
+    removed, added = drop_counts(w0, w1, np.array(len(routes)), dropout.off, table)
     others = np.setdiff1d(candidates, routes)
     kept = np.setdiff1d(routes, smallest(routes, int(removed)))
     return np.union1d(kept, smallest(others, int(added)))

@@ -43,33 +43,36 @@ def available_backends() -> dict[str, str | None]:
     return {name: backend if isinstance(backend, str) else None for name, backend in loaded.items()}
 
 
-def get_backend(name: str) -> Backend:
+def get_backend(name: str, function: str = "get_backend") -> Backend:
     """Return a backend by name.
 
     Raises:
-        UnsupportedError: no such backend, or it is absent here; the text says why.
+        UnsupportedError: no such backend, or it is absent here; the text says why, and starts with `function`.
     """
     names = backend_names()
     if name not in names:
         raise UnsupportedError(
-            f'backend must be "auto", {one_of(names)}, got {describe(name)}.{did_you_mean(name, names)}'
+            f'{function}: backend must be "auto", {one_of(names)}, got {describe(name)}.{did_you_mean(name, names)}'
         )
     backend = _load(name)
     if isinstance(backend, str):
-        raise UnsupportedError(f'backend "{name}" is absent: {backend}. Hint: `sparsemoc doctor` shows all backends.')
+        raise UnsupportedError(
+            f'{function}: backend "{name}" is absent: {backend}. Hint: `sparsemoc doctor` shows all backends.'
+        )
     return backend
 
 
-def choose(problem: Problem, name: str | Backend) -> Backend:
+def choose(problem: Problem, name: str | Backend, function: str = "choose") -> Backend:
     """Return the backend for a problem. A name is obeyed or refused; only "auto" chooses.
 
     Raises:
-        UnsupportedError: the named backend, or with "auto" every backend, refuses; the text lists each reason.
+        UnsupportedError: the named backend, or with "auto" every backend, refuses; the text lists each reason, and
+            starts with `function`.
     """
     if isinstance(name, Backend):
-        return _obeyed(problem, name)
+        return _obeyed(problem, name, function)
     if name != "auto":
-        return _obeyed(problem, get_backend(name))
+        return _obeyed(problem, get_backend(name, function), function)
     reasons = {}
     for candidate in backend_names():
         backend = _load(candidate)
@@ -79,13 +82,14 @@ def choose(problem: Problem, name: str | Backend) -> Backend:
             return backend
         reasons[candidate] = reason
     listed = "\n".join(f"  {candidate}: {reason}" for candidate, reason in reasons.items())
-    raise UnsupportedError(f"no backend can run this problem ({problem}).\n{listed}")
+    raise UnsupportedError(f"{function}: no backend can run this problem ({problem}).\n{listed}")
 
 
-def _obeyed(problem: Problem, backend: Backend) -> Backend:
+def _obeyed(problem: Problem, backend: Backend, function: str) -> Backend:
     reason = backend.refuses(problem)
     if reason is not None:
         raise UnsupportedError(
-            f'backend "{backend.name}" {reason} ({problem}). Hint: backend="auto" chooses one that can, if there is one.'
+            f'{function}: backend "{backend.name}" {reason} ({problem}). '
+            'Hint: backend="auto" chooses one that can, if there is one.'
         )
     return backend

@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     try:
-        get_backend(asked.backend)
+        get_backend(asked.backend, "bench")
     except SparsemocError as error:
-        console.print(f"bench: {error}", style="red", markup=False)
+        console.print(str(error), style="red", markup=False)
         return 2
     cases = [CASES[name] for name in asked.cases]
     if asked.quick:

@@ -5,7 +5,9 @@
 
     stream = moc.Stream.multishot(shots=4, frames=4, height=8, width=8, prompt=16)
     spec = moc.RoutingSpec(stream=stream, chunks=moc.Chunks(size=64), top_k=2, anchors=("text", "shot"))
-    out = moc.attention(q, k, v, spec)
+    random = np.random.default_rng(0)
+    q, k, v = (random.standard_normal((1, stream.tokens, 2, 64), np.float32) for _ in range(3))
+    out = moc.attention(q, k, v, spec)  # (batch, tokens, heads, head_dim), as q
 
 Source: "Mixture of Contexts for Long Video Generation", arXiv 2508.21058.
 """

@@ -75,6 +75,14 @@ def attention(
         SpecError, ShapeError: an argument breaks a rule; the text names it, the rule, the value and a hint.
         UnsupportedError: the named backend (with "auto", every backend) refuses the problem.
 
+    Example:
+        >>> import numpy as np, sparsemoc as moc
+        >>> spec = moc.RoutingSpec(chunks=moc.Chunks(size=16), top_k=2, anchors=("chunk",))
+        >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 128, 2, 32), np.float32)
+        >>> out, layout = moc.attention(q, k, v, spec, return_layout=True)
+        >>> out.shape, layout.density()  # its own chunk and two of the other seven
+        ((1, 128, 2, 32), 0.375)
+
     Source: arXiv 2508.21058, equations 2 and 3.
     """
     call.check_flags("attention", return_lse=return_lse, return_layout=return_layout)
@@ -133,7 +141,7 @@ def attention_grads(
     arrays = Arrays.check("attention_grads", axes, q=q, k=k, v=v, d_out=d_out)
     call.check_queries(arrays)
     call.check_values(arrays)
-    query, value = arrays.of["q"], arrays.of["v"]
+    query, value, out_grad = arrays.of["q"], arrays.of["v"], arrays.of["d_out"]
     arrays.expect(
         "d_out", (*query.shape[:3], value.shape[3]), "It has the shape of out: that of `q` with v's head_dim."
     )
@@ -146,9 +154,7 @@ def attention_grads(
     chosen = call.choose_backend(arrays.function, problem, backend, config)
     layout = _routed(chosen, problem, arrays, lengths, random, config)
     result = chosen.attend(problem, *_qkv(arrays), layout, factor, config=config)
-    grads = chosen.attend_backward(
-        problem, *_qkv(arrays), layout, factor, result, arrays.of["d_out"], lse_grad, config=config
-    )
+    grads = chosen.attend_backward(problem, *_qkv(arrays), layout, factor, result, out_grad, lse_grad, config=config)
     dq, dk, dv = (arrays.restore(grad) for grad in grads)
     return dq, dk, dv
 

@@ -49,10 +49,29 @@ def make_plan(arrays: Arrays, spec: RoutingSpec, stream: Stream | Sequence[Strea
         raise SpecError(f"{function}: q_start must be left out for packed arrays, got {q_start}. There L_q = L_k.")
     if q_start is not None:
         q_start = whole(q_start, f"{function}: q_start", least=0, hint="It is the stream position of the first query.")
-    q_tokens = None if arrays.packed else arrays.of["q"].shape[1]
-    found = plan(spec, _streams(arrays, spec, stream), q_start=q_start, q_tokens=q_tokens)
+    streams = _streams(arrays, spec, stream)
+    if isinstance(streams, Stream):
+        _check_tokens(arrays, streams.tokens, q_start, alone=stream is None and spec.stream is None)
+    found = plan(spec, streams, q_start=q_start, q_tokens=None if arrays.packed else arrays.of["q"].shape[1])
     check_lengths(arrays, found)
     return found
+
+
+def _check_tokens(arrays: Arrays, tokens: int, q_start: int | None, *, alone: bool) -> None:
+    """Check the token axes against the stream, or against k where k alone gives it: in the caller's own words."""
+    function, queries = arrays.function, arrays.of["q"].shape[1]
+    whose = "those of `k`" if alone else "those of the stream"
+    if queries > tokens:
+        hint = "Without a stream the keys are one video segment." if alone else "Queries are a part of the stream."
+        raise ShapeError(f"{function}: `q` must have at most {tokens} tokens, {whose}, got {queries}. {hint}")
+    keys = arrays.of["k"].shape[1] if "k" in arrays.of else tokens
+    if keys != tokens:
+        raise ShapeError(f"{function}: `k` must have {tokens} tokens, {whose}, got {keys}. Hint: check the segments.")
+    if q_start is not None and q_start + queries > tokens:
+        raise SpecError(
+            f"{function}: q_start + the tokens of `q` must be at most {tokens}, {whose}, got {q_start} + {queries} = "
+            f"{q_start + queries}."
+        )
 
 
 def _streams(arrays: Arrays, spec: RoutingSpec, stream: Stream | Sequence[Stream] | None) -> Stream | Sequence[Stream]:
@@ -197,7 +216,7 @@ def choose_backend(function: str, problem: Problem, backend: Any, config: Any) -
     """Return the backend, with a config that is its own."""
     if isinstance(backend, type):
         raise SpecError(f"{function}: backend must be a name or a Backend object, got the class {backend.__name__}.")
-    chosen = choose(problem, backend)
+    chosen = choose(problem, backend, function)
     if config is not None:
         wanted = type(chosen.default_config(problem))
         if not isinstance(config, wanted):

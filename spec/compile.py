@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -147,8 +148,7 @@ def _stretches(spec: RoutingSpec, run: _Run, grid: _Grid, reach: int) -> Iterato
     cuts = {run.lo, run.hi}
     for _, first, stop in covered:
         cuts |= {max(run.lo, first), min(run.hi, stop)}
-    ordered = sorted(cuts)
-    for lo, hi in zip(ordered, ordered[1:], strict=False):
+    for lo, hi in pairwise(sorted(cuts)):
         gone = union((chunk, chunk + 1) for chunk, first, stop in covered if first <= lo and hi <= stop)
         yield _Stretch(lo, hi, subtract(candidates, gone))
 
@@ -169,7 +169,7 @@ def _token_units(stretches: list[_Stretch]) -> tuple[_Units, list[_Stretch]]:
     """Return every query as a unit of its own, and the groups as (first unit, stop, candidates)."""
     position = np.concatenate([np.arange(s.lo, s.hi) for s in stretches] or [np.zeros(0, np.int64)])
     ends = np.cumsum([0] + [s.hi - s.lo for s in stretches]).tolist()
-    by_unit = [_Stretch(lo, hi, s.candidates) for lo, hi, s in zip(ends, ends[1:], stretches, strict=False)]
+    by_unit = [_Stretch(lo, hi, s.candidates) for (lo, hi), s in zip(pairwise(ends), stretches, strict=True)]
     return _Units(position, position, position + 1), by_unit
 
 

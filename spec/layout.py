@@ -147,9 +147,16 @@ class Layout:
         return pairs(self)
 
     def density(self) -> float:
-        """Return pairs / (L_q * L_k), over batch and heads; packed, over the sum of the samples' L_q * L_k."""
-        full = sum(sample.plan.q_tokens * sample.plan.k_tokens for sample in self.samples())
-        return self.pairs() / (full * self.heads)
+        """Return pairs / (heads * L_q * L_k), the product summed over the samples; 0 where it is 0.
+
+        Padding counts in neither: L_q and L_k are the valid queries and the valid keys of a sample.
+        """
+        full = 0
+        for sample in self.samples():
+            plan = sample.plan
+            queries = plan.valid_keys[plan.q_start : plan.q_start + plan.q_tokens]
+            full += int(queries.sum()) * int(plan.valid_keys.sum())
+        return self.pairs() / (full * self.heads) if full else 0.0
 
     def flops(self, head_dim: int, v_head_dim: int | None = None) -> int:
         """Return the operations of the forward, 2 * pairs * (head_dim + v_head_dim); routing apart."""

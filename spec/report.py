@@ -40,7 +40,7 @@ class Report:
 
     Attributes:
         pairs: (head, query, key) triples attended to.
-        density: pairs / (heads * L_q * L_k).
+        density: pairs / (heads * L_q * L_k), valid queries and keys alone, the product summed over the batch.
         chunk_load: (heads, chunks) queries that chose each chunk, summed over the batch.
         dead_chunks: (heads,) for each head the chunks that are a candidate of some query and that no query chose.
         shot_matrix: (heads, shots, shots) share of the routing queries of shot a with a route to shot b. Shots stand

@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparsemoc.spec import checks
 from sparsemoc.spec.anchors import First, Window
 from sparsemoc.spec.chunks import Chunks
 from sparsemoc.spec.errors import SpecError, describe, did_you_mean
@@ -179,6 +180,10 @@ def _chunks(value: object) -> Chunks:
     table = _table(value, "chunks", tuple(f.name for f in fields(Chunks)))
     if table.get("size") == _PER_SEGMENT:
         table["size"] = None
+    elif table.get("size") is not None:
+        near = did_you_mean(table["size"], (_PER_SEGMENT,)).strip()
+        hint = near or f'Use "{_PER_SEGMENT}" for one chunk per segment.'  # not None, which TOML cannot say
+        table["size"] = checks.whole(table["size"], "chunks.size", least=1, hint=hint)
     return _built(Chunks, table, "chunks")
 
 

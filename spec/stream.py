@@ -8,6 +8,9 @@ from functools import cached_property
 from sparsemoc.spec import checks
 from sparsemoc.spec.errors import SpecError, describe
 
+#: What gives the length of a segment that is not text, and a hint that reads well for a file too.
+_LENGTHS = ("tokens or grid", "tokens=1024, or grid=(16, 30, 47)")
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -38,9 +41,8 @@ class Segment:
         tokens: object = self.tokens
         if tokens is None:
             if grid is None:
-                raise SpecError(
-                    f'Segment("{self.kind}"): tokens must be given where there is no grid. Hint: Segment("text", 77).'
-                )
+                rule, hint = ("tokens", "tokens=77") if self.kind == "text" else _LENGTHS
+                raise SpecError(f'Segment("{self.kind}"): {rule} must be given. Hint: {hint}.')
             tokens = grid[0] * grid[1] * grid[2]
         count = checks.whole(tokens, f'Segment("{self.kind}"): tokens', least=1, hint="Leave an empty segment out.")
         if grid is not None and grid[0] * grid[1] * grid[2] != count:

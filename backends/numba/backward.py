@@ -17,6 +17,8 @@ from sparsemoc.backends.numba.forward import chunk_lists
 from sparsemoc.backends.numba.intrinsics import (
     LOGIT_ROW,
     ROW,
+    STRIP,
+    VECTOR,
     borrowed,
     fetch_add,
     multiply,
@@ -81,7 +83,8 @@ def _slopes(tile, at, rows, ids, first, block, constants, keys, values, chunk, l
     """Fill P and dS of a strip, rows `at` ... of its tile; return (lead, whether pairs were masked)."""
     shift, delta = constants
     like, item = tile.weights.dtype.type(0), tile.weights.itemsize
-    vectors = -(-(hi - lo) // keys.lanes)
+    lanes = VECTOR // item
+    vectors = -(-(hi - lo) // lanes)
     weights, slopes = tile.weights[at * LOGIT_ROW :], tile.slopes[at * LOGIT_ROW :]
     starts = block.sample.starts
     lead = strip_logits(weights, tile.queries[at * ROW :], rows, keys, starts, chunk, lo, hi)
@@ -89,12 +92,12 @@ def _slopes(tile, at, rows, ids, first, block, constants, keys, values, chunk, l
     masked = mask_strip(weights, rows, ids, first + at, block, lead, lo, hi, kind)
     for r in range(rows):
         query = block.first + ids[first + at + r]
-        for column in range(lead + hi - lo, lead + vectors * keys.lanes):
+        for column in range(lead + hi - lo, lead + vectors * lanes):
             weights[r * LOGIT_ROW + column] = -np.inf
         offset = (r * LOGIT_ROW + lead) * item
         if np.isnan(shift[query]):
             # Every pair of the query is NaN, and a masked one is still 0: -inf - NaN must not make it NaN.
-            for column in range(r * LOGIT_ROW + lead, r * LOGIT_ROW + lead + vectors * keys.lanes):
+            for column in range(r * LOGIT_ROW + lead, r * LOGIT_ROW + lead + vectors * lanes):
                 weights[column] = 0 if weights[column] == -np.inf else np.nan
         else:
             row_exp2(like, weights.ctypes.data + offset, vectors, shift[query])
@@ -103,9 +106,10 @@ def _slopes(tile, at, rows, ids, first, block, constants, keys, values, chunk, l
 
 
 @njit(nogil=True)
-def _query_grads(tile, at, rows, ids, first, block, dq, key_rows, lead, lo, hi, product, lanes):  # type: ignore[no-untyped-def]
-    """dq += dS K for a strip."""
+def _query_grads(tile, at, rows, ids, first, block, dq, key_rows, lead, lo, hi, product):  # type: ignore[no-untyped-def]
+    """Add dS K of a strip to dq."""
     like, item, width = dq.dtype.type(0), dq.itemsize, dq.shape[1]
+    lanes = VECTOR // item
     slopes = tile.slopes.ctypes.data + (at * LOGIT_ROW + lead) * item
     rows_at = key_rows.ctypes.data + lo * width * item
     for column in range(0, width, 2 * lanes):
@@ -119,11 +123,12 @@ def _query_grads(tile, at, rows, ids, first, block, dq, key_rows, lead, lo, hi, 
 
 
 @njit(nogil=True)
-def _key_grads(target, lo, hi, logits, lead, strip, rows, most, product, lanes):  # type: ignore[no-untyped-def]
+def _key_grads(target, lo, hi, logits, lead, strip, rows, product):  # type: ignore[no-untyped-def]
     """target[lo : hi] += L^T S, L the tile's (rows, keys) weights or slopes and S its rows of the head_dim."""
     item, width = target.itemsize, target.shape[1]
+    lanes = VECTOR // item
     count = hi - lo
-    parts = -(-count // most)
+    parts = -(-count // STRIP)
     for column in range(0, width, 2 * lanes):
         vectors = 2 if column + lanes < width else 1
         for part in range(parts):
@@ -162,10 +167,8 @@ def _finite(tile, rows, key_rows, lo, hi):  # type: ignore[no-untyped-def]
 def _tile(tile, inputs, head, ids, first, rows, block, constants, grads, side, chunk, lo, hi, kind):  # type: ignore[no-untyped-def]
     """Add the gradients of the queries ids[first : first + rows] against the keys lo ... hi - 1."""
     keys, values, key_rows, products = side
-    lanes = keys.lanes
     _load_tile(tile, inputs, head, ids, first, rows, block)
-    most = tile.parts.shape[0] // ROW
-    parts = -(-rows // most)
+    parts = -(-rows // STRIP)
     lead, masked = 0, False
     for part in range(parts):
         at = rows * part // parts
@@ -178,9 +181,9 @@ def _tile(tile, inputs, head, ids, first, rows, block, constants, grads, side, c
     for part in range(parts):
         at = rows * part // parts
         count = rows * (part + 1) // parts - at
-        _query_grads(tile, at, count, ids, first, block, grads.dq, key_rows, lead, lo, hi, products[0], lanes)
-    _key_grads(grads.dv, lo, hi, tile.weights, lead, tile.grads, rows, most, products[1], lanes)
-    _key_grads(grads.dk, lo, hi, tile.slopes, lead, tile.queries, rows, most, products[1], lanes)
+        _query_grads(tile, at, count, ids, first, block, grads.dq, key_rows, lead, lo, hi, products[0])
+    _key_grads(grads.dv, lo, hi, tile.weights, lead, tile.grads, rows, products[1])
+    _key_grads(grads.dk, lo, hi, tile.slopes, lead, tile.queries, rows, products[1])
 
 
 @njit(nogil=True)
@@ -203,7 +206,7 @@ def _tiles(tile, inputs, head, ids, first, stop, block, constants, grads, side, 
 @njit(nogil=True)
 def _unit(head, group, rows, chunks, inputs, packed, routes, constants, sample, grads, scratch, sizes):  # type: ignore[no-untyped-def]
     """Add what the query rows `rows` of one head and the keys of the chunks `chunks` give each other."""
-    key_panels, key_groups, value_panels, value_groups, key_rows, lanes, products = packed
+    key_panels, key_groups, value_panels, value_groups, key_rows, products = packed
     counts, chosen = routes
     tile, ids = scratch
     shift, delta = constants
@@ -211,8 +214,8 @@ def _unit(head, group, rows, chunks, inputs, packed, routes, constants, sample, 
     kv_head = head // group
     first_key, last_key = sample.starts[chunks[0]], sample.starts[chunks[1]]
     block = Block(sample, rows[0])
-    keys = Panels(key_panels[kv_head].ctypes.data, key_panels.shape[2], lanes, key_groups, products[2])
-    values = Panels(value_panels[kv_head].ctypes.data, value_panels.shape[2], lanes, value_groups, products[2])
+    keys = Panels(key_panels[kv_head].ctypes.data, key_panels.shape[2], key_groups, products[2])
+    values = Panels(value_panels[kv_head].ctypes.data, value_panels.shape[2], value_groups, products[2])
     side = (keys, values, key_rows[kv_head], products)
     own, targets = (shift[head], delta[head]), Grads(dq[head], dk[kv_head], dv[kv_head])
     origin = sample.q_start + rows[0]
@@ -244,7 +247,7 @@ def gradient_units(  # type: ignore[no-untyped-def]
         chunk_blocks: (key blocks + 1,) bounds of the chunks of each key block.
         group: query heads to a key head.
         inputs: q and d_out (., queries, heads, .), their dtype code, the factor on logits times log2(e).
-        packed: key panels and groups, value panels and groups, key rows (kv_heads, keys, depth), lanes, and the
+        packed: key panels and groups, value panels and groups, key rows (kv_heads, keys, depth), and the
             addresses of the key, query and row products.
         routes: counts (heads, query blocks, chunks + 2), chosen (heads, queries * slots), slots.
         constants: shift, delta (heads, queries).
@@ -260,7 +263,7 @@ def gradient_units(  # type: ignore[no-untyped-def]
     inputs = (borrowed(inputs[0]), borrowed(inputs[1]), inputs[2], inputs[3])
     packed = (
         borrowed(packed[0]), borrowed(packed[1]), borrowed(packed[2]), borrowed(packed[3]), borrowed(packed[4]),
-        packed[5], packed[6],
+        packed[5],
     )  # fmt: skip
     constants = (borrowed(constants[0]), borrowed(constants[1]))
     sample = borrowed_sample(sample)

@@ -16,6 +16,8 @@ from numba import njit
 from sparsemoc.backends.numba.intrinsics import (
     LOGIT_ROW,
     ROW,
+    STRIP,
+    VECTOR,
     borrowed,
     fetch_add,
     multiply,
@@ -55,10 +57,11 @@ def chunk_lists(selected, first, stop, counts, queries):  # type: ignore[no-unty
 
 
 @njit(nogil=True)
-def _absorb(state, strips, rows, ids, first, lead, count, values, lanes):  # type: ignore[no-untyped-def]
+def _absorb(state, strips, rows, ids, first, lead, count, values):  # type: ignore[no-untyped-def]
     """Add a strip of logits against `count` keys, from column `lead` on, to the running state of its queries."""
     logits, fade, width = strips.logits, strips.fade, state.mixed.shape[1]
     like, item = logits.dtype.type(0), logits.itemsize
+    lanes = VECTOR // item
     vectors = -(-count // lanes)
     at = logits.ctypes.data + lead * item
     for r in range(rows):
@@ -85,12 +88,12 @@ def _absorb(state, strips, rows, ids, first, lead, count, values, lanes):  # typ
 
 
 @njit(nogil=True)
-def _absorb_exactly(state, strips, rows, ids, first, lead, values, lo, hi, lanes, bad):  # type: ignore[no-untyped-def]
+def _absorb_exactly(state, strips, rows, ids, first, lead, values, lo, hi, bad):  # type: ignore[no-untyped-def]
     """As `_absorb`, where some of the values are not finite: a masked key must not count, and 0 * NaN is NaN."""
     clean = values[lo:hi].copy()
     for j in bad:
         clean[j - lo] = 0
-    _absorb(state, strips, rows, ids, first, lead, hi - lo, clean, lanes)
+    _absorb(state, strips, rows, ids, first, lead, hi - lo, clean)
     for r in range(rows):
         for j in bad:
             weight = strips.logits[r * LOGIT_ROW + lead + j - lo]
@@ -101,22 +104,23 @@ def _absorb_exactly(state, strips, rows, ids, first, lead, values, lo, hi, lanes
 @njit(nogil=True)
 def _tile(state, strips, queries, ids, first, stop, block, panels, values, chunk, lo, hi, kind):  # type: ignore[no-untyped-def]
     """Add the keys lo ... hi - 1 to the queries ids[first : stop] of a block, strip by strip of nearly equal rows."""
-    most = strips.queries.shape[0] // ROW
-    parts = -(-(stop - first) // most)
+    parts = -(-(stop - first) // STRIP)
+    few, longer = (stop - first) // parts, (stop - first) % parts
     masks = kind != EVERY or block.sample.token_causal
+    at, rows = first, 0
     for part in range(parts):
-        at = first + (stop - first) * part // parts
-        rows = first + (stop - first) * (part + 1) // parts - at
+        at += rows
+        rows = few + 1 if part < longer else few
         if masks and out_of_sight(ids, at, rows, block, lo, hi, kind):
             continue
-        load_strip(strips.queries, queries, ids, at, rows, panels.lanes)
+        load_strip(strips.queries, queries, ids, at, rows)
         lead = strip_logits(strips.logits, strips.queries, rows, panels, block.sample.starts, chunk, lo, hi)
         if masks and mask_strip(strips.logits, rows, ids, at, block, lead, lo, hi, kind):
             bad = non_finite_rows(values, lo, hi)
             if len(bad) > 0:
-                _absorb_exactly(state, strips, rows, ids, at, lead, values, lo, hi, panels.lanes, bad)
+                _absorb_exactly(state, strips, rows, ids, at, lead, values, lo, hi, bad)
                 continue
-        _absorb(state, strips, rows, ids, at, lead, hi - lo, values[lo:hi], panels.lanes)
+        _absorb(state, strips, rows, ids, at, lead, hi - lo, values[lo:hi])
 
 
 @njit(nogil=True)
@@ -158,7 +162,7 @@ def _unit(unit, blocks, group, inputs, outputs, sample, scratch, sizes, scale): 
     q, code, key_panels, groups, value_rows, selected = inputs
     out, lse = outputs
     loaded, state, strips, counts, chosen, ids = scratch
-    lanes, most_keys, product = sizes
+    most_keys, product = sizes
     head, index = unit // (len(blocks) - 1), unit % (len(blocks) - 1)
     first, stop = blocks[index], blocks[index + 1]
     rows = stop - first
@@ -167,7 +171,7 @@ def _unit(unit, blocks, group, inputs, outputs, sample, scratch, sizes, scale): 
         load_row(loaded, row, q[0, first + row, head], code, zero + scale)
     state.top[:rows], state.total[:rows], state.mixed[:rows] = -np.inf, 0, 0
     queries, block = loaded[:rows], Block(sample, first)
-    panels = Panels(key_panels[head // group].ctypes.data, key_panels.shape[2], lanes, groups, product)
+    panels = Panels(key_panels[head // group].ctypes.data, key_panels.shape[2], groups, product)
     values = value_rows[head // group]
     _anchors(state, strips, queries, ids, block, panels, values, most_keys)
     if selected.shape[2] > 0:
@@ -192,7 +196,7 @@ def attend_units(counter, blocks, group, inputs, outputs, sample, scratch, sizes
         outputs: out (., queries, heads, v_head_dim), lse (heads, queries).
         sample: see `structs.Sample`.
         scratch: the worker's own, see `launch.forward_scratch`.
-        sizes: lanes of a vector, most keys to a tile, address of the row product.
+        sizes: most keys to a tile, address of the row product.
         scale: factor on logits, times log2(e).
     """
     q, code, key_panels, groups, value_rows, selected = inputs

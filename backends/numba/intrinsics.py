@@ -36,6 +36,11 @@ def strip_rows() -> int:
     return 14 if many_registers else 6
 
 
+#: Constants of this machine, as the kernels see them: bytes of a vector, and rows of a strip.
+VECTOR = vector_bytes()
+STRIP = strip_rows()
+
+
 class Emit:
     """Helpers over an IR builder for one float type."""
 

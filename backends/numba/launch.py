@@ -147,7 +147,7 @@ def attend_sample(
     bits, code = readable(q)
     inputs = (bits, code, panels, groups, values, selected)
     shared, units = sample_arrays(plan), counter()
-    sizes = (lanes_of(dtype), config.key_tile, address("row", dtype))
+    sizes = (config.key_tile, address("row", dtype))
 
     def work(own: int) -> None:
         widths = (panels.shape[2], values.shape[2])

@@ -16,7 +16,6 @@ from sparsemoc.backends.numba.launch import (
     Floats,
     counter,
     key_panels,
-    lanes_of,
     padded,
     sample_arrays,
     strip_buffer,
@@ -93,7 +92,7 @@ def _packed(plan: SamplePlan, k: Floats, v: Floats, dtype: Any, threads: int) ->
     values, value_groups = key_panels(v, starts, stops, dtype, threads)
     products = (address("key", dtype), address("query", dtype), address("row", dtype))
     rows = value_rows(k, dtype, threads)
-    packed = (keys, key_groups, values, value_groups, rows, lanes_of(dtype), products)
+    packed = (keys, key_groups, values, value_groups, rows, products)
     return packed, (keys.shape[2], values.shape[2])
 
 

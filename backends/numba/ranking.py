@@ -37,47 +37,44 @@ def rank_scores(typing, row, vectors):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def best_rank(typing, row, vectors):  # type: ignore[no-untyped-def]
-    """Return the largest int32 of a row."""
+def best_rank(typing, row, vectors, limit):  # type: ignore[no-untyped-def]
+    """Return the largest int32 <= limit of a row, NO_SCORE if there is none."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         emit = Emit(builder, 4, vector_bytes() // 4)
-        kind = emit.whole(0).type
+        limit, none_left = emit.splat(args[2]), emit.whole(NO_SCORE)
 
         def larger(left: ir.Value, right: ir.Value) -> ir.Value:
             return builder.select(builder.icmp_signed(">", right, left), right, left)
 
         def step(index: ir.Value, best: list[ir.Value]) -> list[ir.Value]:
-            at = builder.add(args[0], builder.mul(index, _I64(vector_bytes())))
-            return [larger(best[0], emit.load(at, kind))]
+            rank = emit.load(builder.add(args[0], builder.mul(index, _I64(vector_bytes()))), limit.type)
+            allowed = builder.select(builder.icmp_signed("<=", rank, limit), rank, none_left)
+            return [larger(best[0], allowed)]
 
-        (best,) = emit.loop(args[1], [emit.whole(NO_SCORE)], step)
+        (best,) = emit.loop(args[1], [none_left], step)
         return emit.fold(best, larger)
 
-    return types.int32(types.int64, types.int64), codegen
+    return types.int32(types.int64, types.int64, types.int32), codegen
 
 
 @intrinsic
-def place_of(typing, row, vectors, rank):  # type: ignore[no-untyped-def]
-    """Return the first index of a rank that the row holds."""
+def places_of(typing, row, vectors, rank):  # type: ignore[no-untyped-def]
+    """Return count * 2**32 + the last index of a rank that the row holds `count` times."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         emit = Emit(builder, 4, vector_bytes() // 4)
         wanted = emit.splat(args[2])
-        before = builder.basic_block
-        head, after = (builder.append_basic_block(name) for name in ("head", "after"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        index = builder.phi(_I64)
-        index.add_incoming(_I64(0), before)
-        values = emit.load(builder.add(args[0], builder.mul(index, _I64(vector_bytes()))), wanted.type)
-        mask = builder.bitcast(builder.icmp_signed("==", values, wanted), ir.IntType(emit.lanes))
-        following = builder.add(index, _I64(1))
-        index.add_incoming(following, head)
-        found = builder.icmp_unsigned("!=", mask, ir.IntType(emit.lanes)(0))
-        builder.cbranch(builder.or_(found, builder.icmp_signed(">=", following, args[1])), after, head)
-        builder.position_at_end(after)
-        first = builder.cttz(builder.zext(mask, _I64), ir.IntType(1)(0))
-        return builder.add(builder.mul(index, _I64(emit.lanes)), first)
+        bits = ir.IntType(emit.lanes)
+
+        def step(index: ir.Value, found: list[ir.Value]) -> list[ir.Value]:
+            values = emit.load(builder.add(args[0], builder.mul(index, _I64(vector_bytes()))), wanted.type)
+            mask = builder.zext(builder.bitcast(builder.icmp_signed("==", values, wanted), bits), _I64)
+            first = builder.add(builder.mul(index, _I64(emit.lanes)), builder.cttz(mask, ir.IntType(1)(0)))
+            some = builder.icmp_unsigned("!=", mask, _I64(0))
+            return [builder.add(found[0], builder.ctpop(mask)), builder.select(some, first, found[1])]
+
+        count, place = emit.loop(args[1], [_I64(0), _I64(0)], step)
+        return builder.add(builder.shl(count, _I64(32)), place)
 
     return types.int64(types.int64, types.int64, types.int32), codegen

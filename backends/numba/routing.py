@@ -8,32 +8,45 @@ from numba import njit
 from sparsemoc.backends.numba.dropout import drop_routes
 from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, borrowed, fetch_add, multiply
 from sparsemoc.backends.numba.memory import load_row
-from sparsemoc.backends.numba.ranking import NO_SCORE, best_rank, place_of, rank_scores
+from sparsemoc.backends.numba.ranking import NO_SCORE, best_rank, places_of, rank_scores
 
 #: Centroids to a tile of scores: a strip of them fits the logits' buffer.
 TILE = 512
 
 
 @njit(nogil=True)
-def _take_best(ranks, base, tile, width, lanes, best, chunks, count, most):  # type: ignore[no-untyped-def]
-    """Take a row's best ranks into the list of the `most` best so far, best first; return the list's length.
+def _insert(best, chunks, count, most, rank, chunk):  # type: ignore[no-untyped-def]
+    """Insert into a list, best first, where an equal rank stays behind; return the list's length."""
+    place = min(count, most - 1)
+    while place > 0 and rank > best[place - 1]:
+        best[place], chunks[place] = best[place - 1], chunks[place - 1]
+        place -= 1
+    best[place], chunks[place] = rank, chunk
+    return min(count + 1, most)
 
-    Equal ranks: the lower chunk is found first and an equal one never displaces it.
+
+@njit(nogil=True)
+def _take_best(ranks, base, tile, width, lanes, best, chunks, count, most):  # type: ignore[no-untyped-def]
+    """Take a row's best ranks into the list of the `most` best so far; return the list's length.
+
+    Each pass takes the next lower rank. Nothing is written to the row: a narrow store would stall the next pass's
+    wide load. Tiles come in ascending order and equal ranks too, so that the lower chunk wins.
     """
     address = ranks.ctypes.data + base * 4
     vectors = -(-width // lanes)
+    limit = np.int32(2**31 - 1)
     while True:
-        rank = best_rank(address, vectors)
+        rank = best_rank(address, vectors, limit)
         if rank == NO_SCORE or (count == most and rank <= best[most - 1]):
             return count
-        index = place_of(address, vectors, rank)
-        ranks[base + index] = NO_SCORE
-        place = min(count, most - 1)
-        while place > 0 and rank > best[place - 1]:
-            best[place], chunks[place] = best[place - 1], chunks[place - 1]
-            place -= 1
-        best[place], chunks[place] = rank, tile + index
-        count = min(count + 1, most)
+        places = places_of(address, vectors, rank)
+        if places < 2 << 32:
+            count = _insert(best, chunks, count, most, rank, tile + (places & 0xFFFFFFFF))
+        else:
+            for index in range(width):
+                if ranks[base + index] == rank and (count < most or rank > best[most - 1]):
+                    count = _insert(best, chunks, count, most, rank, tile + index)
+        limit = np.int32(rank - 1)
 
 
 @njit(nogil=True)

@@ -34,7 +34,6 @@ class Panels(NamedTuple):
 
     address: int
     depth: int  # padded head_dim
-    lanes: int
     groups: Any  # (chunks + 1,) first group of lanes of each chunk
     product: int  # address of the row product
 

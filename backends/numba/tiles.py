@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, multiply, row_copy
+from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, VECTOR, multiply, row_copy
 from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR
 
 
@@ -17,7 +17,8 @@ def strip_logits(logits, strip, rows, panels, starts, chunk, lo, hi):  # type: i
     computed from the panel's start: the first `lead` columns are of other keys. What follows the last key up to the
     end of its panel is of no key.
     """
-    item, lanes = logits.itemsize, panels.lanes
+    item = logits.itemsize
+    lanes = VECTOR // item
     lead = (lo - starts[chunk]) % (2 * lanes)
     first = (lo - starts[chunk]) // (2 * lanes) * 2
     column = 0
@@ -41,12 +42,12 @@ def strip_logits(logits, strip, rows, panels, starts, chunk, lo, hi):  # type: i
 
 
 @njit(nogil=True)
-def load_strip(strip, source, ids, first, rows, lanes):  # type: ignore[no-untyped-def]
+def load_strip(strip, source, ids, first, rows):  # type: ignore[no-untyped-def]
     """Copy rows `ids[first : first + rows]` of `source` (rows, whole vectors) to the strip buffer."""
     item, width = source.itemsize, source.shape[1]
     for r in range(rows):
         row = source.ctypes.data + ids[first + r] * width * item
-        row_copy(strip.dtype.type(0), strip.ctypes.data + r * ROW * item, row, width // lanes)
+        row_copy(strip.dtype.type(0), strip.ctypes.data + r * ROW * item, row, width * item // VECTOR)
 
 
 @njit(nogil=True)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sparsemoc._version import __version__
-from sparsemoc.spec.errors import SparsemocError
+from sparsemoc.spec.errors import SparsemocError, describe, did_you_mean, one_of
 
 __all__ = ["main"]
 
@@ -33,6 +33,18 @@ class _Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(_COMMANDS[cmd_name]).command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # click knows no name before its module is loaded, so it has nothing to suggest.
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            raise _UserError(
+                f"the command must be {one_of(self.list_commands(ctx))}, got {describe(name)}."
+                f"{did_you_mean(name, _COMMANDS) or ' Hint: sparsemoc --help.'}"
+            )
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

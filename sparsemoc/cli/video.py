@@ -76,10 +76,15 @@ def read_shots(path: Path, most_frames: int, every: int, progress: Callable[[int
     return shots
 
 
-def read_frames(path: Path, start: int, most_frames: int, every: int, progress: Callable[[int], None]) -> Frames:
-    """Decode frames start, start + every, ... of a file, rescaled to whole patches: (frames, height, width, 3)."""
+def check_video(path: Path) -> None:
+    """Raise VideoError unless there is such a file: what can be told before any work is begun."""
     if not path.is_file():
         raise VideoError(f"demo: video file {path} does not exist. Hint: check the path given to --video.")
+
+
+def read_frames(path: Path, start: int, most_frames: int, every: int, progress: Callable[[int], None]) -> Frames:
+    """Decode frames start, start + every, ... of a file, rescaled to whole patches: (frames, height, width, 3)."""
+    check_video(path)
     av = require("av", "PyAV", "decode video")
     kept: list[Frames] = []
     try:

@@ -52,13 +52,14 @@ def check_transpose(implementation: Implementation, problem: Problem) -> None:
 
 
 def check_counts(implementation: Implementation, problem: Problem) -> None:
-    """Pairs, density and FLOPs count the mask: anchors and dense rows too, each key once."""
+    """Pairs, density and FLOPs count the mask: anchors and dense rows too, each key once, padding nowhere."""
     got = implementation.forward(problem)
     if got.layout is None:
         return
-    pairs, full = int(got.mask.sum()), sum(len(s.q) * len(s.k) for s in problem.samples()) * problem.heads
+    pairs = int(got.mask.sum())
+    full = sum(int(s.valid_queries.sum()) * int(s.valid.sum()) for s in problem.samples()) * problem.heads
     expect(got.layout.pairs() == pairs, f"pairs() is {got.layout.pairs()}, the mask has {pairs}")
-    density = got.layout.density()
-    expect(abs(density - pairs / full) <= 1e-12, f"density() is {density}, the mask has {pairs / full}")
+    density, wanted = got.layout.density(), pairs / full if full else 0.0
+    expect(abs(density - wanted) <= 1e-12, f"density() is {density}, the mask has {wanted}")
     flops = 2 * pairs * (problem.head_dim + problem.v_head_dim)
     expect(got.layout.flops(problem.head_dim, problem.v_head_dim) == flops, f"flops() must be {flops}")

@@ -104,11 +104,11 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     ),
     "an unknown backend": (
         lambda c: c.attention(backend="numbas"), moc.UnsupportedError,
-        "backend must be \"auto\", \"numba\" or \"reference\", got 'numbas' (str). Did you mean \"numba\"?",
+        "attention: backend must be \"auto\", \"numba\" or \"reference\", got 'numbas' (str). Did you mean \"numba\"?",
     ),
     "a backend of another kind": (
         lambda c: c.pool(backend=3), moc.UnsupportedError,
-        'backend must be "auto", "numba" or "reference", got 3 (int).',
+        'pool: backend must be "auto", "numba" or "reference", got 3 (int).',
     ),
     "the class of a backend": (
         lambda c: c.attention(backend=ReferenceBackend), moc.SpecError,
@@ -124,7 +124,8 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     ),
     "a precision that is not offered": (
         lambda c: c.attention(options=moc.Options(precision="tf32")), moc.UnsupportedError,
-        'backend "reference" computes in ieee precision, not tf32 (float32 on cpu (numpy), heads 4/2, head_dim 8/6). '
+        'attention: backend "reference" computes in ieee precision, not tf32 '
+        "(float32 on cpu (numpy), heads 4/2, head_dim 8/6). "
         'Hint: backend="auto" chooses one that can, if there is one.',
     ),
 }  # fmt: skip

@@ -22,12 +22,36 @@ def zeros(*shape: int, dtype: Any = np.float32) -> Any:
 CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     "keys that are not the stream's": (
         lambda c: c.attention(k=zeros(2, 14, 2, 8), v=zeros(2, 14, 2, 6)), moc.ShapeError,
-        "attention: `k` must have 15 tokens, got 14. The stream holds 15 tokens, and the queries are 15 of them "
-        "from 0 on.",
+        "attention: `k` must have 15 tokens, those of the stream, got 14. Hint: check the segments.",
+    ),
+    "keys that are not the stream's, of route": (
+        lambda c: c.route(q=c.Q[:, :3], k=zeros(2, 16, 2, 8)), moc.ShapeError,
+        "route: `k` must have 15 tokens, those of the stream, got 16. Hint: check the segments.",
     ),
     "more queries than the stream": (
-        lambda c: c.attention(q=zeros(2, 16, 4, 8)), moc.SpecError,
-        "plan: q_tokens must be at most the stream's 15 tokens, got 16.",
+        lambda c: c.attention(q=zeros(2, 16, 4, 8)), moc.ShapeError,
+        "attention: `q` must have at most 15 tokens, those of the stream, got 16. Queries are a part of the stream.",
+    ),
+    "a stream that is too short": (
+        lambda c: c.grads(spec=c.FREE, stream=moc.Stream((moc.Segment("video", 14),))), moc.ShapeError,
+        "attention_grads: `q` must have at most 14 tokens, those of the stream, got 15. "
+        "Queries are a part of the stream.",
+    ),
+    "more queries than the stream, heads first": (
+        lambda c: c.attention(
+            q=zeros(2, 4, 16, 8), k=zeros(2, 2, 15, 8), v=zeros(2, 2, 15, 6), axes="bhsd", q_start=0
+        ),
+        moc.ShapeError,
+        "attention: `q` must have at most 15 tokens, those of the stream, got 16. Queries are a part of the stream.",
+    ),
+    "more queries than keys": (
+        lambda c: c.attention(q=zeros(2, 16, 4, 8), spec=c.FREE), moc.ShapeError,
+        "attention: `q` must have at most 15 tokens, those of `k`, got 16. "
+        "Without a stream the keys are one video segment.",
+    ),
+    "more queries than the stream, with centroids": (
+        lambda c: c.route(q=zeros(2, 16, 4, 8), k=None, centroids=c.CENTROIDS), moc.ShapeError,
+        "route: `q` must have at most 15 tokens, those of the stream, got 16. Queries are a part of the stream.",
     ),
     "packed queries and keys": (
         lambda c: c.packed(q=zeros(29, 4, 8)), moc.ShapeError,
@@ -63,7 +87,7 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     ),
     "q_start beyond": (
         lambda c: c.attention(q_start=1), moc.SpecError,
-        "plan: q_start + q_tokens must be at most the stream's 15 tokens, got 1 + 15 = 16.",
+        "attention: q_start + the tokens of `q` must be at most 15, those of the stream, got 1 + 15 = 16.",
     ),
     "q_start negative": (
         lambda c: c.attention(q=c.Q[:, :3], q_start=-1), moc.SpecError,

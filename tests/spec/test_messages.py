@@ -129,8 +129,9 @@ EXACT: list[tuple[Callable[[], object], str]] = [
     (lambda: Segment(3), 'Segment: kind must be a non-empty word such as "video" or "text", got 3 (int).'),
     (
         lambda: Segment("video"),
-        'Segment("video"): tokens must be given where there is no grid. Hint: Segment("text", 77).',
+        'Segment("video"): tokens or grid must be given. Hint: tokens=1024, or grid=(16, 30, 47).',
     ),
+    (lambda: Segment("text"), 'Segment("text"): tokens must be given. Hint: tokens=77.'),
     (
         lambda: Segment("text", 0),
         'Segment("text"): tokens must be a whole number >= 1, got 0 (int). Leave an empty segment out.',

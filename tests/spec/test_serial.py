@@ -139,7 +139,18 @@ def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
         ('{"unit": {"block": 0}}', "unit.block: Block: n must be a whole number >= 1, got 0 (int)."),
         ('{"chunks": {"sise": 3}}', "unknown key 'chunks.sise'. Did you mean \"size\"?"),
         ('{"chunks": 256}', "chunks must be a table of keys and values, got 256 (int)."),
-        ('{"chunks": {"size": 2.5}}', "chunks: Chunks: size must be a whole number >= 1, got 2.5 (float)."),
+        (
+            '{"chunks": {"size": 2.5}}',
+            'chunks.size must be a whole number >= 1, got 2.5 (float). Use "segment" for one chunk per segment.',
+        ),
+        (
+            '{"chunks": {"size": "segments"}}',
+            "chunks.size must be a whole number >= 1, got 'segments' (str). Did you mean \"segment\"?",
+        ),
+        (
+            '{"chunks": {"size": 0}}',
+            'chunks.size must be a whole number >= 1, got 0 (int). Use "segment" for one chunk per segment.',
+        ),
         ('{"top_k": true}', "RoutingSpec: top_k must be a whole number >= 0, got True (bool)."),
         ('{"stream": {}}', "key 'stream.segments' must be given, got {} (dict)."),
         ('{"stream": {"segments": []}}', "stream.segments: Stream: segments must be a non-empty tuple"),
@@ -162,7 +173,10 @@ def test_what_json_is_refused_and_why(text: Any, problem: str) -> None:
     [
         ('{"segment": []}', "unknown key 'segment'. Did you mean \"segments\"?"),
         ('{"version": 3, "segments": []}', "version must be 1, got 3 (int)."),
-        ('{"segments": [{"kind": "video"}]}', 'segments[0]: Segment("video"): tokens must be given'),
+        (
+            '{"segments": [{"kind": "video"}]}',
+            'segments[0]: Segment("video"): tokens or grid must be given. Hint: tokens=1024',
+        ),
         ("7", "the text must be a table of keys and values, got 7 (int)."),
     ],
 )
@@ -181,6 +195,13 @@ def test_what_json_of_a_stream_is_refused(text: str, problem: str) -> None:
         ("a.toml", "a = " + "[" * 10**5, "nested a few levels"),
         ("a.toml", "[chunk]\nsize = 3", "unknown key 'chunk'. Did you mean \"chunks\"?"),
         ("a.toml", b"\xff", "the text must be TOML in UTF-8: 'utf-8' codec can't decode byte 0xff"),
+        ("a.toml", '[chunks]\nsize = "segments"', "got 'segments' (str). Did you mean \"segment\"?"),
+        (
+            "a.toml",
+            '[[stream.segments]]\nkind = "video"',
+            'stream.segments[0]: Segment("video"): tokens or grid must be given. '
+            "Hint: tokens=1024, or grid=(16, 30, 47).",
+        ),
         ("a.json", "version = 1", "the text must be JSON in UTF-8"),
     ],
 )  # fmt: skip
