@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numba
-
 import sparsemoc as moc
 from bench import dense, machine, memory, refcheck
 from bench.cases import Case, Inputs, inputs
 from bench.timing import Times, interleaved
 from sparsemoc.backends import Problem, get_backend
+from sparsemoc.backends.numba.threads import thread_count
 
 Record = dict[str, Any]
 
@@ -34,7 +33,7 @@ class Setting:
     @property
     def threads(self) -> int:
         """Threads of either side."""
-        return int(numba.get_num_threads())
+        return thread_count()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         """Call a public function with this backend and config."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsemoc.backends.numba.config import NumbaConfig
 from sparsemoc.backends.numba.intrinsics import vector_bytes
-from sparsemoc.backends.numba.launch import attend_sample, part, pool_sample
+from sparsemoc.backends.numba.launch import attend_sample, packed_bytes, part, pool_sample
 from sparsemoc.backends.numba.launch_backward import backward_sample
 from sparsemoc.backends.numba.launch_routing import route_sample
 from sparsemoc.backends.numba.threads import workers
@@ -35,7 +35,11 @@ class NumbaBackend:
 
     def refuses(self, problem: Problem) -> str | None:
         """Return None if the backend can run the problem, else the reason with its values."""
-        return self.capabilities.refuses(problem)
+        reason = self.capabilities.refuses(problem)
+        most, least = problem.options.max_workspace, packed_bytes(problem)
+        if reason is None and most is not None and least > most:
+            return f"needs {least} bytes of workspace for one key head, more than max_workspace = {most}"
+        return reason
 
     def version(self) -> str:
         """Return the versions and the vector width that results depend on."""

@@ -142,7 +142,7 @@ def _key_grads(target, lo, hi, logits, lead, strip, rows, product):  # type: ign
 
 @njit(nogil=True)
 def _add_exactly(tile, rows, ids, first, block, grads, key_rows, lead, lo, hi):  # type: ignore[no-untyped-def]
-    """Add a tile's gradients pair by pair: where not all is finite, a masked pair must not count, and 0 * NaN is NaN."""
+    """Add a tile's gradients pair by pair, where not all is finite: a masked pair must not count, and 0 * NaN does."""
     queries, d_out = tile.queries.reshape(-1, ROW), tile.grads.reshape(-1, ROW)
     depth, v_depth = grads.dq.shape[1], grads.dv.shape[1]
     for r in range(rows):

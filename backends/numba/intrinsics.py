@@ -53,27 +53,33 @@ class Emit:
         self.vector = ir.VectorType(self.scalar, lanes)
 
     def load(self, address: ir.Value, kind: ir.Type | None = None) -> ir.Value:
+        """Emit a load of a vector, or of another type, from an address."""
         kind = kind or self.vector
         value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
         value.align = self.itemsize
         return value
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
+        """Emit a store to an address."""
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer())).align = self.itemsize
 
     def splat(self, value: ir.Value, kind: ir.Type | None = None) -> ir.Value:
+        """Emit a vector of one value."""
         kind = kind or ir.VectorType(value.type, self.lanes)
         one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
         zeros = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), zeros)
 
     def number(self, value: float) -> ir.Constant:
+        """Return a vector constant of the float type."""
         return ir.Constant(self.vector, [value] * self.lanes)
 
     def whole(self, value: int) -> ir.Constant:
+        """Return a vector constant of whole numbers as wide as the float type."""
         return ir.Constant(ir.VectorType(self.integer, self.lanes), [value] * self.lanes)
 
     def call(self, name: str, *values: ir.Value) -> ir.Value:
+        """Emit a call of an LLVM intrinsic on vectors."""
         suffix = f"v{self.lanes}f{8 * self.itemsize}"
         kind = ir.FunctionType(self.vector, [value.type for value in values])
         function = self.builder.module.globals.get(f"llvm.{name}.{suffix}")

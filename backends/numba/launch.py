@@ -15,17 +15,19 @@ from sparsemoc.backends.numba.memory import aligned, readable, writable
 from sparsemoc.backends.numba.pack import mean_keys, pack_panels, pack_rows, panel_starts
 from sparsemoc.backends.numba.products import address
 from sparsemoc.backends.numba.threads import parallel
-from sparsemoc.backends.protocol import Problem
+from sparsemoc.backends.protocol import Problem, lse_dtype
 from sparsemoc.spec.plan import Sample
 from sparsemoc.spec.sample_plan import SamplePlan
 
 Floats = NDArray[Any]
 LOG2_E = 1.4426950408889634
+#: Bytes of packed keys and values at a time, where the caller sets no limit.
+WORKSPACE = 64 * 2**20
 
 
 def lanes_of(dtype: Any) -> int:
     """Return how many elements a vector register holds."""
-    return vector_bytes() // np.dtype(dtype).itemsize
+    return vector_bytes() // int(np.dtype(dtype).itemsize)
 
 
 def padded(width: int, lanes: int) -> int:
@@ -125,6 +127,27 @@ def pool_sample(plan: SamplePlan, k: Floats, centroids: NDArray[np.float32], thr
     parallel(threads, work)
 
 
+def head_groups(kv_heads: int, bytes_per_head: int, most: int | None) -> list[slice]:
+    """Return the key heads in groups whose packed arrays take at most `most` bytes, WORKSPACE for None.
+
+    Memory of one group serves the next, which keeps the peak low and the pages warm.
+    """
+    size = max(1, min(kv_heads, (WORKSPACE if most is None else most) // max(bytes_per_head, 1)))
+    return [slice(first, min(first + size, kv_heads)) for first in range(0, kv_heads, size)]
+
+
+def packed_bytes(problem: Problem) -> int:
+    """Return the bytes of one key head's packed keys and values, at most; with gradients for the backward."""
+    dtype = lse_dtype(problem.dtype)
+    lanes = lanes_of(dtype)
+    tokens = max(stream.tokens for stream in problem.plan.streams) + problem.plan.chunks * lanes
+    depth, v_depth = padded(problem.head_dim, lanes), padded(problem.v_head_dim, lanes)
+    widths = depth + v_depth
+    if problem.backward:
+        widths = 3 * depth + 2 * v_depth + problem.group * depth
+    return int(tokens * widths * dtype.itemsize)
+
+
 def attend_sample(
     problem: Problem,
     plan: SamplePlan,
@@ -138,21 +161,23 @@ def attend_sample(
     """Run the forward of one sample."""
     q, k, v = qkv
     out, lse = outputs
+    shared, blocks = sample_arrays(plan), config.forward_blocks(problem.plan, plan.q_tokens, plan.chunks)
     dtype = lse.dtype
-    panels, groups = key_panels(k, plan.chunk_bounds[:-1], plan.chunk_stop, dtype, threads)
-    values = value_rows(v, dtype, threads)
-    blocks = config.forward_blocks(problem.plan, plan.q_tokens, plan.chunks)
-    block = int(np.diff(blocks).max())
-    threads = min(threads, q.shape[1] * (len(blocks) - 1))
-    bits, code = readable(q)
-    inputs = (bits, code, panels, groups, values, selected)
-    shared, units = sample_arrays(plan), counter()
     sizes = (config.key_tile, address("row", dtype))
+    for kv in head_groups(k.shape[1], packed_bytes(problem), problem.options.max_workspace):
+        heads = slice(kv.start * problem.group, kv.stop * problem.group)
+        panels, groups = key_panels(k[:, kv], plan.chunk_bounds[:-1], plan.chunk_stop, dtype, threads)
+        values = value_rows(v[:, kv], dtype, threads)
+        bits, code = readable(q[:, heads])
+        inputs = (bits, code, panels, groups, values, selected[heads])
+        targets = (writable(out[:, heads]), lse[heads])
+        widths, units = (panels.shape[2], values.shape[2]), counter()
 
-    def work(own: int) -> None:
-        widths = (panels.shape[2], values.shape[2])
-        scratch = forward_scratch(block, widths, plan.chunks, selected.shape[2], dtype)
-        targets = (writable(out), lse)
-        attend_units(units, blocks, problem.group, inputs, targets, shared, scratch, sizes, scale * LOG2_E)
+        def work(
+            own: int, units: Any = units, inputs: Any = inputs, targets: Any = targets, widths: Any = widths
+        ) -> None:
+            block = int(np.diff(blocks).max())
+            scratch = forward_scratch(block, widths, plan.chunks, selected.shape[2], dtype)
+            attend_units(units, blocks, problem.group, inputs, targets, shared, scratch, sizes, scale * LOG2_E)
 
-    parallel(threads, work)
+        parallel(min(threads, (heads.stop - heads.start) * (len(blocks) - 1)), work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from sparsemoc.backends.numba.launch import (
     LOG2_E,
     Floats,
     counter,
+    head_groups,
     key_panels,
-    padded,
+    packed_bytes,
     sample_arrays,
     strip_buffer,
     value_rows,
@@ -41,6 +43,35 @@ def backward_sample(
     threads: int,
 ) -> None:
     """Run the backward of one sample: `result` and `d_result` are out and lse and their gradients."""
+    for kv in head_groups(qkv[1].shape[1], packed_bytes(problem), problem.options.max_workspace):
+        own = slice(kv.start * problem.group, kv.stop * problem.group)
+        _head_group(
+            problem,
+            plan,
+            (qkv[0][:, own], qkv[1][:, kv], qkv[2][:, kv]),
+            selected[own],
+            (result[0][:, own], result[1][own]),
+            (d_result[0][:, own], d_result[1][own]),
+            (outputs[0][:, own], outputs[1][:, kv], outputs[2][:, kv]),
+            scale,
+            config,
+            threads,
+        )
+
+
+def _head_group(
+    problem: Problem,
+    plan: SamplePlan,
+    qkv: tuple[Floats, Floats, Floats],
+    selected: NDArray[np.int32],
+    result: tuple[Floats, Floats],
+    d_result: tuple[Floats, Floats],
+    outputs: tuple[Floats, Floats, Floats],
+    scale: float,
+    config: NumbaConfig,
+    threads: int,
+) -> None:
+    """Run the backward of some of the key heads and their query heads."""
     q, k, v = qkv
     dtype = result[1].dtype
     blocks = even_blocks(plan.q_tokens, config.grad_block)
@@ -72,11 +103,18 @@ def backward_sample(
             shared,
             grads,
         )
-        parallel(threads, lambda own, arguments=arguments: gradient_units(*arguments, scratch[own], sizes))
+        parallel(threads, partial(_phase, arguments, scratch, sizes))
     # The queries were loaded times scale * log2(e): dk holds the log2(e) too much, dq lacks the scale.
     for target, grad, factor in zip(outputs, grads, (scale, 1 / LOG2_E, 1.0), strict=True):
-        place = writable(target)
-        parallel(threads, lambda own, a=(place, grad, code, factor): store_rows(own, threads, *a))
+        parallel(threads, partial(_store, threads, (writable(target), grad, code, factor)))
+
+
+def _phase(arguments: tuple[Any, ...], scratch: list[Any], sizes: tuple[int, int], own: int) -> None:
+    gradient_units(*arguments, scratch[own], sizes)
+
+
+def _store(threads: int, arguments: tuple[Any, ...], own: int) -> None:
+    store_rows(own, threads, *arguments)
 
 
 def _chunk_blocks(plan: SamplePlan, size: int) -> NDArray[np.int64]:

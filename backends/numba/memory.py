@@ -31,7 +31,10 @@ def writable(array: NDArray[Any]) -> NDArray[Any]:
 
 def _strided(array: NDArray[Any], writeable: bool) -> NDArray[Any]:
     bits = array.view(np.uint16) if array.dtype.itemsize == 2 else array
-    return np.lib.stride_tricks.as_strided(bits, (2, *bits.shape), (0, *bits.strides), writeable=writeable)
+    view: NDArray[Any] = np.lib.stride_tricks.as_strided(
+        bits, (2, *bits.shape), (0, *bits.strides), writeable=writeable
+    )
+    return view
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -39,7 +42,8 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(size + 128, np.uint8)
     first = -raw.ctypes.data % 64
-    return raw[first : first + size].view(dtype).reshape(shape)
+    array: NDArray[Any] = raw[first : first + size].view(dtype).reshape(shape)
+    return array
 
 
 @njit(nogil=True)

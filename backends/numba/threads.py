@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import numba
+import numba.np.ufunc.parallel
 import threadpoolctl
 
 
@@ -52,15 +53,26 @@ def _pools() -> tuple[threadpoolctl.ThreadpoolController, dict[str, int]]:
     return controller, {pool["filepath"]: pool["num_threads"] for pool in controller.info()}
 
 
+def _numba_threads() -> int:
+    """Return what numba.get_num_threads() would, without starting Numba's own threads.
+
+    That would load an OpenMP runtime: a torch imported later then ran its attention six times slower.
+    """
+    if getattr(numba.np.ufunc.parallel, "_is_initialized", True):
+        return int(numba.get_num_threads())
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
 def thread_count() -> int:
     """Return the number of threads for a call.
 
-    It is numba.get_num_threads(), which follows NUMBA_NUM_THREADS and numba.set_num_threads; and no more than a
-    threadpoolctl limit in force, seen as a pool that is smaller than it was.
+    It is Numba's number, which follows NUMBA_NUM_THREADS and numba.set_num_threads; and no more than a threadpoolctl
+    limit in force, seen as a pool that is smaller than it was.
     """
     controller, sizes = _pools()
     limits = [pool["num_threads"] for pool in controller.info() if pool["num_threads"] < sizes[pool["filepath"]]]
-    return max(1, min([numba.get_num_threads(), *limits]))
+    count: int = max(1, min([_numba_threads(), *limits]))
+    return count
 
 
 @contextmanager
