@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from sparsemoc.backends.numba.compiled import kernel
 from sparsemoc.backends.numba.forward import chunk_lists
 from sparsemoc.backends.numba.intrinsics import (
     LOGIT_ROW,
@@ -33,7 +34,7 @@ from sparsemoc.backends.numba.tiles import mask_strip, non_finite_rows, out_of_s
 LOG2_E = 1.4426950408889634
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def index_routes(worker, workers, selected, blocks, counts, chosen):  # type: ignore[no-untyped-def]
     """Sort the routes of each (head, query block) by chunk: counts (heads, blocks, chunks + 2), chosen (heads, .)."""
     slots = selected.shape[2]
@@ -43,7 +44,7 @@ def index_routes(worker, workers, selected, blocks, counts, chosen):  # type: ig
         chunk_lists(selected[head], first, stop, counts[head, block], chosen[head, first * slots : stop * slots])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def row_constants(worker, workers, out, d_out, code, lse, d_lse, shift, delta):  # type: ignore[no-untyped-def]
     """Write lse in powers of two, 0 for empty rows, to `shift`, and <d_out, out> - d_lse to `delta`."""
     kind = shift.dtype.type
@@ -57,7 +58,7 @@ def row_constants(worker, workers, out, d_out, code, lse, d_lse, shift, delta): 
             delta[head, query] = (rows[0] * rows[1]).sum() - d_lse[head, query]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def store_rows(worker, workers, target, source, code, factor):  # type: ignore[no-untyped-def]
     """Copy (heads, tokens, padded head_dim) times a factor to the caller's (., tokens, heads, head_dim)."""
     tokens = source.shape[1]
@@ -234,7 +235,7 @@ def _unit(head, group, rows, chunks, inputs, packed, routes, constants, sample, 
                 _tiles(tile, inputs, head, chosen, first, stop, block, own, targets, side, start, end, kind, sizes)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def gradient_units(  # type: ignore[no-untyped-def]
     counter, phase, blocks, chunk_blocks, group, inputs, packed, routes, constants, sample, grads, scratch, sizes
 ):

@@ -54,15 +54,12 @@ def drop_routes(random, batch, head, position, routes, candidates):  # type: ign
         np.uint64(batch_start + batch), np.uint64(head_start + head), np.uint64(position), np.uint64(0),
         np.uint64(key0), np.uint64(key1),
     )  # fmt: skip
-    removed = int((w0 * np.uint64(off) * np.uint64(len(routes))) >> np.uint64(48))
+    removed = np.int64((w0 * np.uint64(off) * np.uint64(len(routes))) >> np.uint64(48))
     added = 0
     for bound in table:
         added += 1 if w1 >= bound else 0
-    words, gone, extra = (
-        np.empty(max(removed, added, 1), np.uint64),
-        np.empty(removed, np.int64),
-        np.empty(added, np.int64),
-    )
+    gone, extra = np.empty(removed, np.int64), np.empty(added, np.int64)
+    words = np.empty(len(gone) + len(extra) + 1, np.uint64)
     count = 0
     for chunk in routes:
         if removed > 0:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from sparsemoc.backends.numba.compiled import kernel
 from sparsemoc.backends.numba.intrinsics import (
     LOGIT_ROW,
     ROW,
@@ -25,7 +26,7 @@ from sparsemoc.backends.numba.intrinsics import (
     row_exp2,
     row_max,
 )
-from sparsemoc.backends.numba.memory import load_row, store_row
+from sparsemoc.backends.numba.memory import fetch_ahead, load_row, store_row
 from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR, Block, Panels, State, Strips, borrowed_sample
 from sparsemoc.backends.numba.tiles import load_strip, mask_strip, non_finite_rows, out_of_sight, strip_logits
 
@@ -168,6 +169,7 @@ def _unit(unit, blocks, group, inputs, outputs, sample, scratch, sizes, scale): 
     rows = stop - first
     zero = lse.dtype.type(0)
     for row in range(rows):
+        fetch_ahead(q, first + row, head)
         load_row(loaded, row, q[0, first + row, head], code, zero + scale)
     state.top[:rows], state.total[:rows], state.mixed[:rows] = -np.inf, 0, 0
     queries, block = loaded[:rows], Block(sample, first)
@@ -183,7 +185,7 @@ def _unit(unit, blocks, group, inputs, outputs, sample, scratch, sizes, scale): 
         lse[head, first + row] = (state.top[row] + np.log2(total)) * LN2 if total != 0 else -np.inf
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def attend_units(counter, blocks, group, inputs, outputs, sample, scratch, sizes, scale):  # type: ignore[no-untyped-def]
     """Run units of a sample until none is left; every worker calls this with the same counter.
 

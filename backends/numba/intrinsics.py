@@ -223,6 +223,28 @@ def multiply(typing, product, rows, vectors, a, b, b_k, c, c_row, depth, accumul
 
 
 @intrinsic
+def prefetch(typing, address, size):  # type: ignore[no-untyped-def]
+    """Ask for the memory of `size` bytes from an address to come to the cache; any address will do."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        emit = Emit(builder, 4, vector_bytes() // 4)
+        byte = ir.IntType(8).as_pointer()
+        name = "llvm.prefetch.p0"
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+
+        def step(index: ir.Value, none: list[ir.Value]) -> list[ir.Value]:
+            at = builder.inttoptr(builder.add(args[0], builder.mul(index, _I64(64))), byte)
+            builder.call(function, [at, _I32(0), _I32(3), _I32(1)])
+            return []
+
+        emit.loop(builder.ashr(builder.add(args[1], _I64(63)), _I64(6)), [], step)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
 def row_copy(typing, like, target, source, vectors):  # type: ignore[no-untyped-def]
     """Copy a row of whole vectors."""
 

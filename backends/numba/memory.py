@@ -8,7 +8,7 @@ import numpy as np
 from numba import carray, njit
 from numpy.typing import NDArray
 
-from sparsemoc.backends.numba.intrinsics import contiguous
+from sparsemoc.backends.numba.intrinsics import contiguous, prefetch
 
 #: float16 and bfloat16 reach the kernels as bits; the code says how to read them.
 PLAIN, HALF, BRAIN = 0, 1, 2
@@ -91,6 +91,18 @@ def brain_of_float(value):  # type: ignore[no-untyped-def]
         return np.uint16(np.uint32(bits >> np.uint32(16)) | np.uint32(0x40))
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+#: Rows from a row that is read to the one that is asked for meanwhile.
+AHEAD = 12
+
+
+@njit(nogil=True)
+def fetch_ahead(source, token, head):  # type: ignore[no-untyped-def]
+    """Ask for a row of (., tokens, heads, width) some tokens ahead: with heads between, no hardware does it."""
+    place = source.ctypes.data + (token + AHEAD) * source.strides[1] + head * source.strides[2]
+    if source.strides[3] == source.itemsize and token + AHEAD < source.shape[1]:
+        prefetch(place, source.shape[3] * source.itemsize)
 
 
 @njit(nogil=True)

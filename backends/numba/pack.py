@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from sparsemoc.backends.numba.compiled import kernel
 from sparsemoc.backends.numba.intrinsics import borrowed
-from sparsemoc.backends.numba.memory import load_row
+from sparsemoc.backends.numba.memory import fetch_ahead, load_row
 from sparsemoc.spec.sample_plan import Ints
 
 
@@ -22,8 +23,8 @@ def panel_starts(bounds: Ints, lanes: int) -> Ints:
 
 
 @njit(nogil=True)
-def _pack_panels(panels, row, source, code, lo, hi, groups, lanes):  # type: ignore[no-untyped-def]
-    """Transpose the keys lo ... hi - 1 of `source` (tokens, head_dim) into `groups` groups; absent keys become 0.
+def _pack_panels(panels, row, source, head, code, lo, hi, groups, lanes):  # type: ignore[no-untyped-def]
+    """Transpose the keys lo ... hi - 1 of a head of `source` into `groups` groups; absent keys become 0.
 
     The groups are those of the chunk's nominal length: what they hold depends on padding, where they lie does not.
     """
@@ -34,7 +35,8 @@ def _pack_panels(panels, row, source, code, lo, hi, groups, lanes):  # type: ign
         for j in range(width):
             key = lo + group * lanes + j
             if key < hi:
-                load_row(row, 0, source[key], code, row.dtype.type(1))
+                fetch_ahead(source, key, head)
+                load_row(row, 0, source[0, key, head], code, row.dtype.type(1))
                 for column in range(depth):
                     panels[base + column * width + j] = row[0, column]
             else:
@@ -42,7 +44,7 @@ def _pack_panels(panels, row, source, code, lo, hi, groups, lanes):  # type: ign
                     panels[base + column * width + j] = 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pack_panels(worker, workers, panels, source, code, starts, stops, groups, lanes):  # type: ignore[no-untyped-def]
     """Pack a worker's share of `source` (., tokens, heads, head_dim) to `panels` (heads, groups * lanes, depth)."""
     chunks, depth = len(starts), panels.shape[2]
@@ -52,19 +54,20 @@ def pack_panels(worker, workers, panels, source, code, starts, stops, groups, la
         head, chunk = unit // chunks, unit % chunks
         place = panels[head, groups[chunk] * lanes : groups[chunk + 1] * lanes].reshape(-1)
         count = groups[chunk + 1] - groups[chunk]
-        _pack_panels(place, row, source[0, :, head], code, starts[chunk], stops[chunk], count, lanes)
+        _pack_panels(place, row, source, head, code, starts[chunk], stops[chunk], count, lanes)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pack_rows(worker, workers, rows, source, code):  # type: ignore[no-untyped-def]
     """Copy a worker's share of `source` (., tokens, heads, head_dim) to `rows` (heads, tokens, depth)."""
     tokens, rows, source = source.shape[1], borrowed(rows), borrowed(source)
     for head in range(source.shape[2]):
         for token in range(tokens * worker // workers, tokens * (worker + 1) // workers):
+            fetch_ahead(source, token, head)
             load_row(rows[head], token, source[0, token, head], code, rows.dtype.type(1))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def mean_keys(worker, workers, centroids, row, source, code, starts, stops):  # type: ignore[no-untyped-def]
     """Write the mean of each chunk's valid keys, rounded once to float32; 0 without keys.
 
@@ -79,6 +82,7 @@ def mean_keys(worker, workers, centroids, row, source, code, starts, stops):  # 
         for first in range(starts[chunk], stops[chunk], 32):
             few[:] = 0
             for token in range(first, min(first + 32, stops[chunk])):
+                fetch_ahead(source, token, head)
                 load_row(row, 0, source[0, token, head], code, row.dtype.type(1))
                 for column in range(width):
                     few[column] += row[0, column]

@@ -6,8 +6,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import cfunc, types
+from numba import types
 
+from sparsemoc.backends.numba.compiled import callback
 from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, _product
 
 #: A is a strip of rows (queries, or gradients of out) of ROW elements; k runs along the head_dim.
@@ -56,7 +57,7 @@ _COMPILED = {
 
 @cache
 def _compiled(name: str, itemsize: int) -> Any:
-    return cfunc(_SIGNATURE, cache=True)(_COMPILED[name, itemsize])
+    return callback(_SIGNATURE, _COMPILED[name, itemsize])
 
 
 def address(name: str, dtype: Any) -> int:

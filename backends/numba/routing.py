@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from sparsemoc.backends.numba.compiled import kernel
 from sparsemoc.backends.numba.dropout import drop_routes
 from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, borrowed, fetch_add, multiply
-from sparsemoc.backends.numba.memory import load_row
+from sparsemoc.backends.numba.memory import fetch_ahead, load_row
 from sparsemoc.backends.numba.ranking import NO_SCORE, best_rank, places_of, rank_scores
 
 #: Centroids to a tile of scores: a strip of them fits the logits' buffer.
@@ -71,6 +72,7 @@ def _rank_row(ranks, base, tile, stop, lanes, candidate_lo, candidate_hi):  # ty
 @njit(nogil=True)
 def _mean_query(target, row, q, head, first, stop, code):  # type: ignore[no-untyped-def]
     """Write the float32 mean of the queries first ... stop - 1 to a row of `target`."""
+    fetch_ahead(q, first, head)
     load_row(target, row, q[0, first, head], code, np.float32(1))
     if stop - first > 1:
         other = np.empty((1, target.shape[1]), np.float32)
@@ -171,7 +173,7 @@ def _task(head, which, first, stop, top_k, inputs, sample, scratch, random, batc
         _write(selected, head, at, units, rows, chunks, counts, candidates, random, batch)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def route_units(counter, table, top_k, inputs, sample, scratch, random, batch, selected):  # type: ignore[no-untyped-def]
     """Route units of a sample until none is left; every worker calls this with the same counter.
 
