@@ -24,7 +24,7 @@ class NumbaConfig:
         grad_rows: queries to a tile of the backward.
     """
 
-    query_block: int = 4096
+    query_block: int = 8192
     query_block_max: int = 16384
     gathered: int = 64
     key_tile: int = 512

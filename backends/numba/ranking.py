@@ -11,6 +11,8 @@ from sparsemoc.backends.numba.intrinsics import Emit, vector_bytes
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 #: Ranks below every score, -inf too.
 NO_SCORE = -(2**31)
+#: Ranks that are looked through at once: rows are filled up to whole groups.
+GROUP = 64
 
 
 @intrinsic
@@ -59,18 +61,20 @@ def best_rank(typing, row, vectors, limit):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def places_of(typing, row, vectors, rank):  # type: ignore[no-untyped-def]
-    """Return count * 2**32 + the last index of a rank that the row holds `count` times."""
+def places_of(typing, row, groups, rank):  # type: ignore[no-untyped-def]
+    """Return count * 2**32 + the last index of a rank that the row holds `count` times.
+
+    The row comes in groups of 64: one 64-bit mask each, and one count of its bits.
+    """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        emit = Emit(builder, 4, vector_bytes() // 4)
+        emit = Emit(builder, 4, GROUP)
         wanted = emit.splat(args[2])
-        bits = ir.IntType(emit.lanes)
 
         def step(index: ir.Value, found: list[ir.Value]) -> list[ir.Value]:
-            values = emit.load(builder.add(args[0], builder.mul(index, _I64(vector_bytes()))), wanted.type)
-            mask = builder.zext(builder.bitcast(builder.icmp_signed("==", values, wanted), bits), _I64)
-            first = builder.add(builder.mul(index, _I64(emit.lanes)), builder.cttz(mask, ir.IntType(1)(0)))
+            values = emit.load(builder.add(args[0], builder.mul(index, _I64(4 * GROUP))), wanted.type)
+            mask = builder.bitcast(builder.icmp_signed("==", values, wanted), _I64)
+            first = builder.add(builder.mul(index, _I64(GROUP)), builder.cttz(mask, ir.IntType(1)(0)))
             some = builder.icmp_unsigned("!=", mask, _I64(0))
             return [builder.add(found[0], builder.ctpop(mask)), builder.select(some, first, found[1])]
 

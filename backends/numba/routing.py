@@ -9,7 +9,7 @@ from sparsemoc.backends.numba.compiled import kernel
 from sparsemoc.backends.numba.dropout import drop_routes
 from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, borrowed, fetch_add, multiply
 from sparsemoc.backends.numba.memory import fetch_ahead, load_row
-from sparsemoc.backends.numba.ranking import NO_SCORE, best_rank, places_of, rank_scores
+from sparsemoc.backends.numba.ranking import GROUP, NO_SCORE, best_rank, places_of, rank_scores
 
 #: Centroids to a tile of scores: a strip of them fits the logits' buffer.
 TILE = 512
@@ -40,21 +40,23 @@ def _take_best(ranks, base, tile, width, lanes, best, chunks, count, most):  # t
         rank = best_rank(address, vectors, limit)
         if rank == NO_SCORE or (count == most and rank <= best[most - 1]):
             return count
-        places = places_of(address, vectors, rank)
+        places = places_of(address, -(-width // GROUP), rank)
         if places < 2 << 32:
             count = _insert(best, chunks, count, most, rank, tile + (places & 0xFFFFFFFF))
         else:
             for index in range(width):
                 if ranks[base + index] == rank and (count < most or rank > best[most - 1]):
                     count = _insert(best, chunks, count, most, rank, tile + index)
+        if count == most and best[most - 1] >= rank:
+            # What follows ranks lower still.
+            return count
         limit = np.int32(rank - 1)
 
 
 @njit(nogil=True)
 def _rank_row(ranks, base, tile, stop, lanes, candidate_lo, candidate_hi):  # type: ignore[no-untyped-def]
     """Turn a row of scores of the chunks tile ... stop - 1 into ranks, NO_SCORE where a chunk is no candidate."""
-    width = -(-(stop - tile) // lanes) * lanes
-    rank_scores(ranks.ctypes.data + base * 4, width // lanes)
+    rank_scores(ranks.ctypes.data + base * 4, -(-(stop - tile) // lanes))
     done = 0
     for at in range(len(candidate_lo)):
         lo, hi = candidate_lo[at] - tile, candidate_hi[at] - tile
@@ -65,7 +67,7 @@ def _rank_row(ranks, base, tile, stop, lanes, candidate_lo, candidate_hi):  # ty
         for index in range(done, lo):
             ranks[base + index] = NO_SCORE
         done = min(hi, stop - tile)
-    for index in range(done, width):
+    for index in range(done, -(-(stop - tile) // GROUP) * GROUP):
         ranks[base + index] = NO_SCORE
 
 
