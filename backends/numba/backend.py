@@ -36,8 +36,9 @@ class NumbaBackend:
     def refuses(self, problem: Problem) -> str | None:
         """Return None if the backend can run the problem, else the reason with its values."""
         reason = self.capabilities.refuses(problem)
-        most, least = problem.options.max_workspace, packed_bytes(problem)
-        if reason is None and most is not None and least > most:
+        most = problem.options.max_workspace
+        if reason is None and most is not None and packed_bytes(problem) > most:
+            least = packed_bytes(problem)
             return f"needs {least} bytes of workspace for one key head, more than max_workspace = {most}"
         return reason
 

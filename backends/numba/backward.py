@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from sparsemoc.backends.numba.compiled import kernel
-from sparsemoc.backends.numba.forward import chunk_lists
+from sparsemoc.backends.numba.forward import LOG2_E, chunk_lists
 from sparsemoc.backends.numba.intrinsics import (
     LOGIT_ROW,
     ROW,
@@ -30,8 +30,6 @@ from sparsemoc.backends.numba.intrinsics import (
 from sparsemoc.backends.numba.memory import load_row, store_row
 from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR, Block, Grads, Panels, Tile, borrowed_sample
 from sparsemoc.backends.numba.tiles import mask_strip, non_finite_rows, out_of_sight, strip_logits
-
-LOG2_E = 1.4426950408889634
 
 
 @kernel

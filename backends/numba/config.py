@@ -21,7 +21,8 @@ class NumbaConfig:
         gathered: queries of a block that choose a chunk, on average, for the block to stop growing.
         key_tile: most keys to a tile of logits, at most 512.
         grad_block: queries, and keys, to a unit of the backward.
-        grad_rows: queries to a tile of the backward.
+        grad_rows: most queries to a tile of the backward.
+        grad_keys: most keys to a tile of the backward, at most 512.
     """
 
     query_block: int = 8192

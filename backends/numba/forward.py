@@ -31,6 +31,7 @@ from sparsemoc.backends.numba.structs import BAND, EVERY, NO_ANCHOR, Block, Pane
 from sparsemoc.backends.numba.tiles import load_strip, mask_strip, non_finite_rows, out_of_sight, strip_logits
 
 LN2 = np.log(2.0)
+LOG2_E = 1 / LN2
 
 
 @njit(nogil=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sparsemoc.backends.numba import structs
 from sparsemoc.backends.numba.config import NumbaConfig
-from sparsemoc.backends.numba.forward import attend_units
+from sparsemoc.backends.numba.forward import LOG2_E, attend_units
 from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, strip_rows, vector_bytes
 from sparsemoc.backends.numba.memory import aligned, readable, writable
 from sparsemoc.backends.numba.pack import mean_keys, pack_panels, pack_rows, panel_starts
@@ -20,7 +20,6 @@ from sparsemoc.spec.plan import Sample
 from sparsemoc.spec.sample_plan import SamplePlan
 
 Floats = NDArray[Any]
-LOG2_E = 1.4426950408889634
 #: Bytes of packed keys and values at a time, where the caller sets no limit.
 WORKSPACE = 64 * 2**20
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sparsemoc.backends.numba import structs
 from sparsemoc.backends.numba.backward import gradient_units, index_routes, row_constants, store_rows
 from sparsemoc.backends.numba.config import NumbaConfig, even_blocks
+from sparsemoc.backends.numba.forward import LOG2_E
 from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW
 from sparsemoc.backends.numba.launch import (
-    LOG2_E,
     Floats,
     counter,
     head_groups,
