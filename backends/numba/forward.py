@@ -66,10 +66,12 @@ def _absorb(state, strips, rows, ids, first, lead, count, values):  # type: igno
     lanes = VECTOR // item
     vectors = -(-count // lanes)
     at = logits.ctypes.data + lead * item
+    # In a loop of its own: a wide load right after these narrow stores would wait for them.
     for r in range(rows):
-        row = ids[first + r]
         for column in range(lead + count, lead + vectors * lanes):
             logits[r * LOGIT_ROW + column] = -np.inf
+    for r in range(rows):
+        row = ids[first + r]
         before = state.top[row]
         after = max(before, row_max(like, at + r * LOGIT_ROW * item, vectors))
         shift = after if after > -np.inf else like

@@ -119,9 +119,12 @@ def pool_sample(plan: SamplePlan, k: Floats, centroids: NDArray[np.float32], thr
     starts, stops = plan.chunk_bounds[:-1], plan.chunk_stop
     dtype = np.float64 if k.dtype == np.float64 else np.float32
 
+    heads = k.shape[1] if k.strides[1] < k.strides[0] else 1
+
     def work(own: int) -> None:
+        few, total = np.empty((heads, k.shape[2]), dtype), np.empty((heads, k.shape[2]), np.float64)
         row = np.empty((1, k.shape[2]), dtype)
-        mean_keys(own, threads, centroids, row, source, code, starts, stops)
+        mean_keys(own, threads, centroids, few, total, row, source, code, starts, stops)
 
     parallel(threads, work)
 

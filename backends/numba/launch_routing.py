@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.numba.intrinsics import LOGIT_ROW, ROW, strip_rows
-from sparsemoc.backends.numba.launch import Floats, counter, key_panels, lanes_of, strip_buffer
-from sparsemoc.backends.numba.memory import readable
+from sparsemoc.backends.numba.intrinsics import ROW, STRIP
+from sparsemoc.backends.numba.launch import Floats, counter, lanes_of, padded
+from sparsemoc.backends.numba.memory import aligned, readable
 from sparsemoc.backends.numba.products import address
-from sparsemoc.backends.numba.routing import route_units
+from sparsemoc.backends.numba.routing import LANES, PANEL, route_units
 from sparsemoc.backends.numba.threads import parallel
 from sparsemoc.backends.protocol import Problem, Randomness
 from sparsemoc.spec.philox import poisson_table
@@ -31,27 +31,36 @@ def route_sample(
     """Run the routing of one sample; `means` is (chunks, kv_heads, head_dim)."""
     if selected.shape[2] == 0 or len(plan.group_lo) == 0:
         return
-    one = np.zeros(1, np.int64)
-    panels, _ = key_panels(means, one, one + plan.chunks, np.float32, threads)
     most = min(max(problem.plan.spec.max_top_k, 1), plan.chunks)
     top_k = np.array(problem.plan.spec.top_k_of(problem.heads))
     bits, code = readable(q)
-    inputs = (bits, code, panels, lanes_of(np.float32), problem.group, address("row", np.float32))
+    depth = padded(q.shape[2], lanes_of(np.float32))
+    inputs = (bits, code, _rows(means), problem.group, address("row", np.float32))
     units = (plan.unit_first, plan.unit_lo, plan.unit_hi, plan.q_start)
-    shared = (units, plan.candidate_ptr, plan.candidate_lo, plan.candidate_hi, plan.chunks)
+    shared = (units, plan.candidate_ptr, plan.candidate_lo, plan.candidate_hi)
     table, tasks, random = _pieces(plan), counter(), _random(problem, randomness)
 
     def work(own: int) -> None:
-        scratch = (
-            strip_buffer(ROW, np.float32),
-            strip_buffer(LOGIT_ROW, np.float32),
-            np.empty((strip_rows(), most), np.int32),
-            np.empty((strip_rows(), most), np.int64),
-            np.empty(strip_rows(), np.int64),
-        )
+        scratch = routing_scratch(depth, most)
         route_units(tasks, table, top_k, inputs, shared, scratch, random, batch, selected)
 
-    parallel(threads, work)
+    parallel(min(threads, len(table) * q.shape[1]), work)
+
+
+def _rows(means: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the centroids (chunks, kv_heads, head_dim) as rows (kv_heads, chunks, ROW), the stride of a strip."""
+    rows = aligned((means.shape[1], means.shape[0], ROW), np.float32)
+    rows[:, :, : means.shape[2]] = means.transpose(1, 0, 2)
+    rows[:, :, means.shape[2] :] = 0
+    return rows
+
+
+def routing_scratch(depth: int, most: int) -> tuple[Floats, ...]:
+    """Return a worker's scratch: loaded units, panel, scores of a strip; and lists of ranks, chunks and limits."""
+    loaded, panel = aligned((PANEL, depth), np.float32), aligned((depth, PANEL), np.float32)
+    loaded[:], panel[:] = 0, 0
+    lists = (aligned((most, PANEL), np.int32), aligned((most, PANEL), np.int32), aligned((2, LANES), np.float32))
+    return (loaded, panel, aligned((STRIP, PANEL), np.float32), *lists)
 
 
 def _pieces(plan: SamplePlan, size: int = 512) -> NDArray[np.int64]:

@@ -67,27 +67,37 @@ def pack_rows(worker, workers, rows, source, code):  # type: ignore[no-untyped-d
             load_row(rows[head], token, source[0, token, head], code, rows.dtype.type(1))
 
 
+@njit(nogil=True)
+def _add_keys(few, row, source, first_head, token, code):  # type: ignore[no-untyped-def]
+    """Add a token's keys, of the heads from `first_head` on, to the rows of `few` (heads, head_dim)."""
+    for index in range(few.shape[0]):
+        fetch_ahead(source, token, first_head + index)
+        load_row(row, 0, source[0, token, first_head + index], code, row.dtype.type(1))
+        for column in range(few.shape[1]):
+            few[index, column] += row[0, column]
+
+
 @kernel
-def mean_keys(worker, workers, centroids, row, source, code, starts, stops):  # type: ignore[no-untyped-def]
+def mean_keys(worker, workers, centroids, few, total, row, source, code, starts, stops):  # type: ignore[no-untyped-def]
     """Write the mean of each chunk's valid keys, rounded once to float32; 0 without keys.
 
-    Sums of 32 keys are made in the type of `row` (1, head_dim), and added up in float64.
+    Sums of 32 keys are made in the type of `few` (heads at once, head_dim), and added up in float64, in `total`. Heads
+    are taken at once where they lie side by side in memory: the keys of a chunk are then read in one stream.
     """
-    chunks, width = len(starts), source.shape[3]
-    row, source, starts, stops = borrowed(row), borrowed(source), borrowed(starts), borrowed(stops)
-    few, total = np.empty(width, row.dtype), np.empty(width, np.float64)
-    for unit in range(worker, source.shape[2] * chunks, workers):
-        head, chunk = unit // chunks, unit % chunks
+    chunks, (heads, width) = len(starts), few.shape
+    few, total, row, source = borrowed(few), borrowed(total), borrowed(row), borrowed(source)
+    starts, stops = borrowed(starts), borrowed(stops)
+    for unit in range(worker, source.shape[2] // heads * chunks, workers):
+        first_head, chunk = unit // chunks * heads, unit % chunks
         total[:] = 0
         for first in range(starts[chunk], stops[chunk], 32):
             few[:] = 0
             for token in range(first, min(first + 32, stops[chunk])):
-                fetch_ahead(source, token, head)
-                load_row(row, 0, source[0, token, head], code, row.dtype.type(1))
+                _add_keys(few, row, source, first_head, token, code)
+            for index in range(heads):
                 for column in range(width):
-                    few[column] += row[0, column]
-            for column in range(width):
-                total[column] += few[column]
+                    total[index, column] += few[index, column]
         count = max(stops[chunk] - starts[chunk], 1)
-        for column in range(width):
-            centroids[head, chunk, column] = np.float32(total[column] / count)
+        for index in range(heads):
+            for column in range(width):
+                centroids[first_head + index, chunk, column] = np.float32(total[index, column] / count)
