@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sparsemoc.spec.checks import whole, word
 from sparsemoc.spec.errors import SpecError, describe
 from sparsemoc.spec.layout import Layout
+from sparsemoc.spec.philox import seed_key
 from sparsemoc.spec.plan import Plan
 
-#: Arrays of the caller's framework.
+#: Arrays of `Problem.framework`, on one device.
 Array = Any
 
 
@@ -61,11 +62,21 @@ class Options:
 
 @dataclass(frozen=True)
 class Randomness:
-    """The counters of route dropout: the key, and the global numbers of the first batch row and head."""
+    """The counters of route dropout.
 
-    key: tuple[int, int]
+    Attributes:
+        seed: an int in [0, 2**64), or a 0-d int64 array of the caller's library on the device of the arrays.
+        batch_start, head_start: the global numbers of the first batch row and head.
+    """
+
+    seed: Any
     batch_start: int = 0
     head_start: int = 0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The low and high word of the seed, for kernels on the host: a seed on a device is read, which waits."""
+        return seed_key(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +85,12 @@ class Problem:
 
     Attributes:
         plan: the compiled spec.
-        framework, device: of the arrays, for example "numpy" and "cpu".
+        framework: library of the arrays, "numpy" or "torch".
+        device: kind of device that holds them, "cpu" or "cuda".
         dtype: "float16", "bfloat16", "float32" or "float64", of q, k and v.
         batch, heads, kv_heads, head_dim, v_head_dim: sizes; v_head_dim is head_dim where only routing is asked.
         backward: whether gradients are asked for.
+        views: other libraries in which the same memory can be shown, see `shown_to`.
         deterministic: whether results must be bitwise repeatable and batch-invariant.
         options: see `Options`.
     """
@@ -92,8 +105,16 @@ class Problem:
     head_dim: int
     v_head_dim: int
     backward: bool = False
+    views: tuple[str, ...] = ()
     deterministic: bool = False
     options: Options = Options()
+
+    def shown_to(self, capabilities: Capabilities) -> Problem:
+        """Return the problem in the library in which a backend is given it: its own if the backend takes that."""
+        if self.framework in capabilities.frameworks:
+            return self
+        taken = [view for view in self.views if view in capabilities.frameworks]
+        return replace(self, framework=taken[0]) if taken else self
 
     @property
     def group(self) -> int:
@@ -123,10 +144,10 @@ class Capabilities:
     def refuses(self, problem: Problem) -> str | None:
         """Return why a problem lies outside these capabilities, or None."""
         dims = max(problem.head_dim, problem.v_head_dim)
-        if problem.framework not in self.frameworks:
-            return f"takes {', '.join(self.frameworks)} arrays, not {problem.framework}"
         if problem.device not in self.devices:
             return f"runs on {', '.join(self.devices)}, not {problem.device}"
+        if problem.framework not in self.frameworks:
+            return f"takes {', '.join(self.frameworks)} arrays, not {problem.framework}"
         if problem.dtype not in self.dtypes:
             return f"takes {', '.join(self.dtypes)}, not {problem.dtype}"
         if dims > self.max_head_dim:

@@ -65,6 +65,8 @@ def get_backend(name: str, function: str = "get_backend") -> Backend:
 def choose(problem: Problem, name: str | Backend, function: str = "choose") -> Backend:
     """Return the backend for a problem. A name is obeyed or refused; only "auto" chooses.
 
+    Each backend is asked about `problem.shown_to(backend.capabilities)`, and is to be given just that.
+
     Raises:
         UnsupportedError: the named backend, or with "auto" every backend, refuses; the text lists each reason, and
             starts with `function`.
@@ -76,7 +78,7 @@ def choose(problem: Problem, name: str | Backend, function: str = "choose") -> B
     reasons = {}
     for candidate in backend_names():
         backend = _load(candidate)
-        reason = backend if isinstance(backend, str) else backend.refuses(problem)
+        reason = backend if isinstance(backend, str) else _refusal(problem, backend)
         if reason is None:
             assert not isinstance(backend, str)
             return backend
@@ -85,8 +87,12 @@ def choose(problem: Problem, name: str | Backend, function: str = "choose") -> B
     raise UnsupportedError(f"{function}: no backend can run this problem ({problem}).\n{listed}")
 
 
+def _refusal(problem: Problem, backend: Backend) -> str | None:
+    return backend.refuses(problem.shown_to(backend.capabilities))
+
+
 def _obeyed(problem: Problem, backend: Backend, function: str) -> Backend:
-    reason = backend.refuses(problem)
+    reason = _refusal(problem, backend)
     if reason is not None:
         raise UnsupportedError(
             f'{function}: backend "{backend.name}" {reason} ({problem}). '

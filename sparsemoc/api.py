@@ -8,6 +8,7 @@ from typing import Any
 from sparsemoc import call
 from sparsemoc.backends import Backend, Options, Problem, Result
 from sparsemoc.frameworks.arrays import Arrays
+from sparsemoc.frameworks.execution import Execution
 from sparsemoc.spec.errors import ShapeError, SpecError, describe
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.plan import Plan
@@ -43,12 +44,13 @@ def attention(
 
     out_i = softmax(scale * q_i . K[S(i)]) V[S(i)], S(i) = A(i) united with the keys of the top_k candidate chunks j
     with the highest score <q_i, mean of K[j]>; lse_i is the natural log of the sum of exponentials. See RoutingSpec.
+    Of torch tensors, out and lse are differentiable.
 
     Args:
-        q: (batch, queries, heads, head_dim), float16 | bfloat16 | float32 | float64, any strides; or packed
-            (tokens, heads, head_dim), samples end to end. NaN and infinity are allowed: a NaN score ranks first, so
-            that a NaN is never hidden.
-        k: (batch, keys, kv_heads, head_dim), dtype and device of q; heads % kv_heads == 0.
+        q: NumPy array or torch tensor (batch, queries, heads, head_dim), float16 | bfloat16 | float32 | float64, any
+            strides; or packed (tokens, heads, head_dim), samples end to end. NaN and infinity are allowed: a NaN
+            score ranks first, so that a NaN is never hidden.
+        k: (batch, keys, kv_heads, head_dim), library, dtype and device of q; heads % kv_heads == 0.
         v: (batch, keys, kv_heads, v_head_dim), as k.
         spec: the routing spec.
         stream: the tokens, where the spec has no stream; packed: a tuple, one for each sample. With neither, the
@@ -59,8 +61,8 @@ def attention(
         axes: "bshd", or "bhsd" for (batch, heads, tokens, head_dim); packed (heads, tokens, head_dim).
         q_start: stream position of the first query; by default the queries are the last of the stream.
         training: whether the spec's route dropout is applied.
-        seed: of route dropout; an int or a 0-d integer array.
-        deterministic: True asks for bitwise repeatable and batch-invariant results.
+        seed: of route dropout; an int or a 0-d integer array, which on a device is never read by the host.
+        deterministic: True asks for bitwise repeatable and batch-invariant results; None for what torch is set to.
         backend: a name of available_backends(), a Backend, or "auto". A name is obeyed or refused, never replaced.
         config: the backend's tunables, None for its default.
         options: see Options.
@@ -91,12 +93,12 @@ def attention(
     call.check_values(arrays)
     found = call.make_plan(arrays, spec, stream, q_start)
     lengths = call.check_key_lengths(arrays, found, key_lengths)
-    random = call.randomness("attention", spec, training, seed, batch_start, head_start)
+    random = call.randomness(arrays, spec, training, seed, batch_start, head_start)
     factor = call.checked_scale("attention", scale, arrays.of["q"].shape[3])
-    problem = call.problem_of(arrays, found, backward=False, deterministic=deterministic, options=options)
-    chosen = call.choose_backend(arrays.function, problem, backend, config)
-    layout = _routed(chosen, problem, arrays, lengths, random, config)
-    result = chosen.attend(problem, *_qkv(arrays), layout, factor, config=config)
+    problem = call.problem_of(arrays, found, backward=None, deterministic=deterministic, options=options)
+    run = _execution(arrays, problem, backend, config)
+    layout = _routed(run, arrays, lengths, random)
+    result = run.attend(*_qkv(arrays), layout, factor)
     return _returned(arrays, result, layout, return_lse, return_layout)
 
 
@@ -147,14 +149,14 @@ def attention_grads(
     )
     found = call.make_plan(arrays, spec, stream, q_start)
     lengths = call.check_key_lengths(arrays, found, key_lengths)
-    random = call.randomness("attention_grads", spec, training, seed, batch_start, head_start)
+    random = call.randomness(arrays, spec, training, seed, batch_start, head_start)
     factor = call.checked_scale("attention_grads", scale, query.shape[3])
     problem = call.problem_of(arrays, found, backward=True, deterministic=deterministic, options=options)
     lse_grad = call.check_d_lse(arrays, problem, d_lse)
-    chosen = call.choose_backend(arrays.function, problem, backend, config)
-    layout = _routed(chosen, problem, arrays, lengths, random, config)
-    result = chosen.attend(problem, *_qkv(arrays), layout, factor, config=config)
-    grads = chosen.attend_backward(problem, *_qkv(arrays), layout, factor, result, out_grad, lse_grad, config=config)
+    run = _execution(arrays, problem, backend, config)
+    layout = _routed(run, arrays, lengths, random)
+    result = run.forward(*_qkv(arrays), layout, factor)
+    grads = run.backward(*_qkv(arrays), layout, factor, result, out_grad, lse_grad)
     dq, dk, dv = (arrays.restore(grad) for grad in grads)
     return dq, dk, dv
 
@@ -198,14 +200,13 @@ def route(
         call.check_queries(arrays)
     found = call.make_plan(arrays, spec, stream, q_start)
     lengths = call.check_key_lengths(arrays, found, key_lengths)
-    random = call.randomness("route", spec, training, seed, batch_start, head_start)
+    random = call.randomness(arrays, spec, training, seed, batch_start, head_start)
     means = None if centroids is None else call.check_centroids(arrays, found, centroids)
     kv_heads = arrays.of["k"].shape[2] if means is None else means.shape[1]
     problem = call.problem_of(
         arrays, found, backward=False, deterministic=deterministic, options=options, kv_heads=kv_heads
     )
-    chosen = call.choose_backend(arrays.function, problem, backend, config)
-    return _routed(chosen, problem, arrays, lengths, random, config, means)
+    return _routed(_execution(arrays, problem, backend, config), arrays, lengths, random, means)
 
 
 def attend(
@@ -226,7 +227,7 @@ def attend(
 
     Args:
         q, k, v: as for `attention`, and so are the other keyword arguments.
-        layout: from `route`, for these lengths.
+        layout: from `route`, for these lengths; its arrays move to the library and device of q.
 
     Returns:
         out, or (out, lse), as `attention`.
@@ -241,11 +242,10 @@ def attend(
     call.check_values(arrays)
     layout = call.check_layout(arrays, layout)
     factor = call.checked_scale("attend", scale, arrays.of["q"].shape[3])
-    problem = call.problem_of(arrays, layout.plan, backward=False, deterministic=deterministic, options=options)
+    problem = call.problem_of(arrays, layout.plan, backward=None, deterministic=deterministic, options=options)
     if problem.options.checked:
         layout.validate()
-    chosen = call.choose_backend(arrays.function, problem, backend, config)
-    result = chosen.attend(problem, *_qkv(arrays), layout, factor, config=config)
+    result = _execution(arrays, problem, backend, config).attend(*_qkv(arrays), layout, factor)
     return _returned(arrays, result, layout, return_lse, return_layout=False)
 
 
@@ -274,16 +274,16 @@ def pool(
     call.check_lengths(arrays, plan)
     lengths = call.check_key_lengths(arrays, plan, key_lengths)
     problem = call.problem_of(arrays, plan, backward=False, deterministic=None, options=None)
-    return call.choose_backend("pool", problem, backend, None).pool(problem, arrays.of["k"], lengths)
+    return _execution(arrays, problem, backend, None).pool(arrays.of["k"], lengths)
 
 
-def _routed(
-    chosen: Backend, problem: Problem, arrays: Arrays, lengths: Any, random: Any, config: Any, means: Any = None
-) -> Layout:
-    if means is None:
-        means = chosen.pool(problem, arrays.of["k"], lengths, config=config)
-    selected = chosen.route(problem, arrays.of["q"], means, lengths, random, config=config)
-    return Layout(selected, problem.plan, lengths)
+def _execution(arrays: Arrays, problem: Problem, backend: str | Backend, config: Any) -> Execution:
+    return Execution.choose(arrays.function, arrays.framework, problem, backend, config)
+
+
+def _routed(run: Execution, arrays: Arrays, lengths: Any, random: Any, means: Any = None) -> Layout:
+    means = run.pool(arrays.of["k"], lengths) if means is None else means
+    return run.route(arrays.of["q"], means, lengths, random)
 
 
 def _qkv(arrays: Arrays) -> tuple[Array, Array, Array]:

@@ -7,13 +7,12 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from sparsemoc.backends import Backend, Options, Problem, Randomness, choose
+from sparsemoc.backends import Options, Problem, Randomness
 from sparsemoc.frameworks import framework_of
 from sparsemoc.frameworks.arrays import Arrays
 from sparsemoc.spec.checks import whole
 from sparsemoc.spec.errors import ShapeError, SpecError, describe
 from sparsemoc.spec.layout import Layout
-from sparsemoc.spec.philox import seed_key
 from sparsemoc.spec.plan import Plan, plan
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
@@ -113,8 +112,8 @@ def check_key_lengths(arrays: Arrays, found: Plan, key_lengths: Any) -> Any:
         return None
     if not isinstance(key_lengths, (list, tuple)):
         framework_of(arrays.function, key_lengths=key_lengths)
-    values = arrays.framework.integers(key_lengths, "key_lengths", arrays.function)
-    rows = len(found.streams) if found.packed else next(iter(arrays.of.values())).shape[0]
+    values = arrays.framework.integers(key_lengths, "key_lengths", arrays.function, arrays.some)
+    rows = len(found.streams) if found.packed else arrays.some.shape[0]
     wanted = (rows, found.most_segments)
     if tuple(values.shape) != wanted:
         names = "(samples, most segments)" if found.packed else "(batch, segments)"
@@ -126,12 +125,13 @@ def check_key_lengths(arrays: Arrays, found: Plan, key_lengths: Any) -> Any:
 
 
 def randomness(
-    function: str, spec: RoutingSpec, training: bool, seed: Any, batch_start: int, head_start: int
+    arrays: Arrays, spec: RoutingSpec, training: bool, seed: Any, batch_start: int, head_start: int
 ) -> Randomness | None:
     """Return the counters of route dropout, or None where there is none to apply."""
+    function = arrays.function
     check_flags(function, training=training)
     try:
-        key = (0, 0) if seed is None else seed_key(seed)
+        number = None if seed is None else arrays.framework.seed(seed, arrays.some)
     except SpecError as error:
         raise SpecError(f"{function}: {error}") from None
     first_row = whole(batch_start, f"{function}: batch_start", least=0, most=2**32 - 1)
@@ -140,7 +140,7 @@ def randomness(
         return None
     if seed is None:
         raise SpecError(f"{function}: seed must be given when training with route dropout, got None. Hint: seed=step.")
-    return Randomness(key, first_row, first_head)
+    return Randomness(number, first_row, first_head)
 
 
 def check_flags(function: str, **flags: Any) -> None:
@@ -182,29 +182,33 @@ def problem_of(
     arrays: Arrays,
     found: Plan,
     *,
-    backward: bool,
+    backward: bool | None,
     deterministic: bool | None,
     options: Any,
     kv_heads: int | None = None,
 ) -> Problem:
-    """Return the problem that a backend is asked about; kv_heads must be given where there is no k."""
+    """Return the problem that a backend is asked about.
+
+    Where there is no k, kv_heads must be given. With backward None, the arrays tell whether gradients are asked for.
+    """
     function = arrays.function
     if deterministic is not None and not isinstance(deterministic, bool):
         raise SpecError(f"{function}: deterministic must be True, False or None, got {describe(deterministic)}.")
-    some = next(iter(arrays.of.values()))
+    framework, some = arrays.framework, arrays.some
     q = arrays.of.get("q", some)
     problem = Problem(
         plan=found,
-        framework=arrays.framework.NAME,
-        device=arrays.framework.device(some),
-        dtype=arrays.framework.dtype(some),
+        framework=framework.NAME,
+        device=framework.device(some).partition(":")[0],
+        dtype=framework.dtype(some),
         batch=q.shape[0],
         heads=q.shape[2],
         kv_heads=arrays.of["k"].shape[2] if kv_heads is None else kv_heads,
         head_dim=some.shape[3],
         v_head_dim=arrays.of.get("v", some).shape[3],
-        backward=backward,
-        deterministic=bool(deterministic),
+        backward=framework.records(*arrays.of.values()) if backward is None else backward,
+        views=framework.views(some),
+        deterministic=framework.deterministic() if deterministic is None else deterministic,
         options=checked_options(function, options),
     )
     if "q" in arrays.of:
@@ -212,23 +216,8 @@ def problem_of(
     return problem
 
 
-def choose_backend(function: str, problem: Problem, backend: Any, config: Any) -> Backend:
-    """Return the backend, with a config that is its own."""
-    if isinstance(backend, type):
-        raise SpecError(f"{function}: backend must be a name or a Backend object, got the class {backend.__name__}.")
-    chosen = choose(problem, backend, function)
-    if config is not None:
-        wanted = type(chosen.default_config(problem))
-        if not isinstance(config, wanted):
-            raise SpecError(
-                f'{function}: config must be a {wanted.__name__} for backend "{chosen.name}", or None, '
-                f"got {describe(config)}."
-            )
-    return chosen
-
-
 def check_layout(arrays: Arrays, layout: Any) -> Layout:
-    """Check a layout against the arrays of `attend`."""
+    """Check a layout against the arrays of `attend`, and return it with arrays of their library on their device."""
     if not isinstance(layout, Layout):
         raise SpecError(
             f"{arrays.function}: layout must be a Layout, got {describe(layout)}. Hint: sparsemoc.route(q, k, spec)."
@@ -245,7 +234,11 @@ def check_layout(arrays: Arrays, layout: Any) -> Layout:
             f"{arrays.function}: `q` must have (batch, heads) = {(layout.batch, layout.heads)} of the layout, "
             f"got {(q.shape[0], q.shape[2])}."
         )
-    return layout
+    own, lengths = arrays.framework.own, layout.key_lengths
+    selected, lengths = own(layout.selected, q), None if lengths is None else own(lengths, q)
+    if selected is layout.selected and lengths is layout.key_lengths:
+        return layout  # with what a backend has kept on it
+    return Layout(selected, layout.plan, lengths)
 
 
 def check_d_lse(arrays: Arrays, problem: Problem, d_lse: Any) -> Any:
@@ -253,8 +246,7 @@ def check_d_lse(arrays: Arrays, problem: Problem, d_lse: Any) -> Any:
     if d_lse is None:
         return None
     function = arrays.function
-    framework_of(function, d_lse=d_lse)
-    arrays.framework.check(d_lse, "d_lse", function)
+    arrays.check_other("d_lse", d_lse)
     q = arrays.of["q"]
     shape = (q.shape[0], q.shape[2], q.shape[1])
     wanted = shape[1:] if arrays.packed else shape
@@ -270,8 +262,7 @@ def check_d_lse(arrays: Arrays, problem: Problem, d_lse: Any) -> Any:
 def check_centroids(arrays: Arrays, found: Plan, centroids: Any) -> Any:
     """Return centroids if they are float32 (batch, kv_heads, chunks, head_dim), as `pool` gives them."""
     function = arrays.function
-    framework_of(function, centroids=centroids)
-    arrays.framework.check(centroids, "centroids", function)
+    arrays.check_other("centroids", centroids)
     q = arrays.of["q"]
     chunks = sum(sample.chunks for sample in found.samples) if found.packed else found.chunks
     shape = tuple(centroids.shape)

@@ -34,7 +34,7 @@ def to_block_mask(layout: Layout, block_size: int | tuple[int, int] = 128, devic
     Args:
         layout: a valid layout.
         block_size: queries and keys of a block, one number or (queries, keys).
-        device: where the mask lives, the CPU when None.
+        device: where the mask lives; when None, where the layout does.
 
     Raises:
         UnsupportedError: torch is not installed.
@@ -42,6 +42,7 @@ def to_block_mask(layout: Layout, block_size: int | tuple[int, int] = 128, devic
     """
     torch, flex = _torch("to_block_mask")
     block = _checked_block(block_size)
+    device, layout = layout.selected.device if device is None else device, layout.on_host()
     counts = _allowed_pairs(layout, block)
     full = counts == block[0] * block[1]  # a block that sticks out of the mask is partial, as in create_block_mask
     lists = [torch.as_tensor(part, device=device) for kept in ((counts > 0) & ~full, full) for part in _ordered(kept)]
@@ -178,6 +179,9 @@ def from_block_mask(block_mask: Any, plan: Plan, key_lengths: NDArray[np.int32] 
         block_mask: a BlockMask (batch, heads, queries, keys); its partial blocks are evaluated by its mask_mod.
         plan: what the layout is made for.
         key_lengths: int32 (batch, segments), packed (samples, most segments), or None.
+
+    Returns:
+        The Layout, with NumPy arrays.
 
     Raises:
         UnsupportedError: torch is not installed.

@@ -97,7 +97,7 @@ def _key_side(
     valid_end = np.array([start + n for start, n in zip(stream.bounds[:-1], lengths, strict=True)], np.int64)
     stops = np.clip(valid_end[segment_of_chunk], bounds[:-1], bounds[1:])
     kinds = [stream.segments[s].kind for s in segment_of_chunk]
-    wanted = [kind != "text" if spec.routable is None else kind in spec.routable for kind in kinds]
+    wanted = [spec.may_route_to(kind) for kind in kinds]
     routable = union((c, c + 1) for c in range(len(stops)) if wanted[c] and stops[c] > bounds[c])
     valid = union((start, start + n) for start, n in zip(stream.bounds[:-1], lengths, strict=True))
     return _Grid(bounds[:-1], stops, routable, valid)

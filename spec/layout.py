@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sparsemoc.spec.checks import whole
 from sparsemoc.spec.errors import LayoutError, describe
+from sparsemoc.spec.host import dtype_name, host
 from sparsemoc.spec.plan import Plan, Sample
 from sparsemoc.spec.routing import Block
 
@@ -49,11 +50,13 @@ class ChunkMajor:
 class Layout:
     """The block-index layout: a token-granular selection of chunks.
 
-    Making one checks structure only, no data; `validate()` reads the data.
+    Making one checks structure only, no data: it never waits for a device. `validate()`, masks, counts and reports
+    read the data on the host, and give NumPy arrays.
 
     Attributes:
         selected: int32 (batch, heads, queries, plan.slots): the routed chunks of each query, ascending, -1 beyond
             their count, in dense rows and in padded rows. Packed: batch 1; chunk numbers restart in each sample.
+            An array of the library that was routed, NumPy or torch, on its device; and so is key_lengths.
         plan: what it was made for.
         key_lengths: int32 (batch, segments), packed (samples, most segments): valid tokens; None without padding.
 
@@ -61,21 +64,21 @@ class Layout:
         LayoutError: an array of another rank, dtype or shape.
     """
 
-    selected: NDArray[np.int32]
+    selected: Any
     plan: Plan
-    key_lengths: NDArray[np.int32] | None = None
+    key_lengths: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.plan, Plan):
             raise LayoutError(f"Layout: plan must be a Plan, got {describe(self.plan)}. Hint: sparsemoc.plan(spec).")
-        shape, dtype = getattr(self.selected, "shape", None), getattr(self.selected, "dtype", None)
-        if shape is None or len(shape) != 4 or dtype != np.int32:
-            got = f"{dtype} {shape}" if shape is not None else describe(self.selected)
+        shape, dtype = _shape_and_dtype(self.selected)
+        if len(shape) != 4 or dtype != "int32":
+            got = f"{dtype} {shape}" if dtype else describe(self.selected)
             raise LayoutError(f"Layout: selected must be int32 (batch, heads, queries, slots), got {got}.")
-        if tuple(shape[2:]) != (self.plan.q_tokens, self.plan.slots):
+        if shape[2:] != (self.plan.q_tokens, self.plan.slots):
             raise LayoutError(
                 "Layout: selected must have shape (batch, heads, queries, slots) = "
-                f"(batch, heads, {self.plan.q_tokens}, {self.plan.slots}), got {tuple(shape)}. "
+                f"(batch, heads, {self.plan.q_tokens}, {self.plan.slots}), got {shape}. "
                 "queries and slots come from the plan."
             )
         if self.plan.packed and shape[0] != 1:
@@ -90,10 +93,10 @@ class Layout:
 
     def _check_key_lengths(self, rows: int) -> None:
         wanted = (rows, self.plan.most_segments)
-        shape, dtype = getattr(self.key_lengths, "shape", None), getattr(self.key_lengths, "dtype", None)
-        if shape is None or tuple(shape) != wanted or dtype != np.int32:
+        shape, dtype = _shape_and_dtype(self.key_lengths)
+        if shape != wanted or dtype != "int32":
             names = "(samples, most segments)" if self.plan.packed else "(batch, segments)"
-            got = f"{dtype} {tuple(shape)}" if shape is not None else describe(self.key_lengths)
+            got = f"{dtype} {shape}" if dtype else describe(self.key_lengths)
             raise LayoutError(f"Layout: key_lengths must be int32 {names} = {wanted}, got {got}.")
 
     @property
@@ -106,11 +109,18 @@ class Layout:
         """Number of query heads."""
         return int(self.selected.shape[1])
 
-    def samples(self) -> list[Sample]:
-        """Return each sample with its place in the arrays and its compiled plan, padding applied."""
-        return self.plan.batch(self.batch, self.key_lengths)
+    def on_host(self) -> Layout:
+        """Return the layout with NumPy arrays: itself, or a copy of what lies on another device, which waits for it."""
+        selected, lengths = host(self.selected), None if self.key_lengths is None else host(self.key_lengths)
+        if selected is self.selected and lengths is self.key_lengths:
+            return self
+        return Layout(selected, self.plan, lengths)
 
-    def rows(self, sample: Sample) -> NDArray[np.int32]:
+    def samples(self) -> list[Sample]:
+        """Return each sample with its place in the arrays and its compiled plan, padding applied. Reads key_lengths."""
+        return self.plan.batch(self.batch, None if self.key_lengths is None else host(self.key_lengths))
+
+    def rows(self, sample: Sample) -> Any:
         """Return the part of `selected` that belongs to a sample, (heads, queries, slots)."""
         return self.selected[sample.row, :, sample.q_row : sample.q_row + sample.plan.q_tokens]
 
@@ -123,14 +133,15 @@ class Layout:
         """
         from sparsemoc.spec.validate import validate_sample
 
-        for sample in self.samples():
-            validate_sample(self, sample)
+        layout = self.on_host()
+        for sample in layout.samples():
+            validate_sample(layout, sample)
 
     def dense_mask(self) -> NDArray[np.bool_]:
         """Return the allowed (query, key) pairs as bool (batch, heads, queries, keys). Quadratic: for tests."""
-        mask = np.zeros((self.batch, self.heads, self.plan.q_tokens, self.plan.k_tokens), bool)
-        for sample in self.samples():
-            plan, selected = sample.plan, self.rows(sample)
+        layout, mask = self.on_host(), np.zeros((self.batch, self.heads, self.plan.q_tokens, self.plan.k_tokens), bool)
+        for sample in layout.samples():
+            plan, selected = sample.plan, layout.rows(sample)
             keys = slice(sample.k_row, sample.k_row + plan.k_tokens)
             for query in range(plan.q_tokens):
                 part = mask[sample.row, :, sample.q_row + query, keys]
@@ -144,7 +155,7 @@ class Layout:
         """Return the number of (head, query, key) triples attended to: anchors, dense rows and routes, each once."""
         from sparsemoc.spec.report import pairs
 
-        return pairs(self)
+        return pairs(self.on_host())
 
     def density(self) -> float:
         """Return pairs / (heads * L_q * L_k), the product summed over the samples; 0 where it is 0.
@@ -176,11 +187,11 @@ class Layout:
         """
         from sparsemoc.spec.report import report
 
-        return report(self, threshold)
+        return report(self.on_host(), threshold)
 
     def run_on(self) -> tuple[NDArray[np.int32], int]:
         """Return `selected` with chunk numbers that run on from packed sample to sample, and the number of chunks."""
-        selected, total = self.selected.copy(), 0
+        selected, total = np.array(host(self.selected)), 0
         if not self.plan.packed:
             return selected, self.plan.chunks
         for sample in self.samples():
@@ -213,7 +224,7 @@ class Layout:
         return to_block_mask(self, block_size, device)
 
     @classmethod
-    def from_block_mask(cls, block_mask: Any, plan: Plan, key_lengths: NDArray[np.int32] | None = None) -> Layout:
+    def from_block_mask(cls, block_mask: Any, plan: Plan, key_lengths: Any = None) -> Layout:
         """Return the layout whose dense mask is the BlockMask's (needs torch). See `sparsemoc.spec.blockmask`."""
         from sparsemoc.spec.blockmask import from_block_mask
 
@@ -226,3 +237,10 @@ class Layout:
             f"Layout(batch={self.batch}, heads={self.heads}, queries={self.plan.q_tokens}, keys={self.plan.k_tokens}, "
             f"chunks={self.plan.chunks}, slots={self.plan.slots}, unit={unit_text})"
         )
+
+
+def _shape_and_dtype(array: Any) -> tuple[tuple[int, ...], str]:
+    """Return the shape of an array and the name of its dtype; empty for what is no array."""
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        return (), ""
+    return tuple(array.shape), dtype_name(array)

@@ -50,23 +50,30 @@ def philox(counter: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.Array
 
 
 def seed_key(seed: object) -> tuple[int, int]:
-    """Return the key of a seed: the low and the high word of seed mod 2**64.
+    """Return the key of a seed: the low and the high word of seed mod 2**64. Arguments as for `seed_number`."""
+    number = seed_number(seed)
+    return number & _WORD, number >> 32
+
+
+def seed_number(seed: object) -> int:
+    """Return seed mod 2**64.
 
     Args:
-        seed: an int of any sign and size, a NumPy integer, or a 0-d integer array.
+        seed: an int of any sign and size, a NumPy integer, or a 0-d integer array of any library.
 
     Raises:
         SpecError: not a whole number.
     """
     try:
-        if isinstance(seed, bool):
+        # What answers to index() and is refused all the same: True, and in torch an array of one element.
+        if isinstance(seed, bool) or getattr(seed, "ndim", None) or str(getattr(seed, "dtype", None)).endswith("bool"):
             raise TypeError
         number = operator.index(seed)  # type: ignore[arg-type]  # TypeError is how it answers for other types
     except TypeError:
         raise SpecError(
             f"seed must be a whole number or a 0-d integer array, got {describe(seed)}. Hint: seed=0."
         ) from None
-    return number & _WORD, (number >> 32) & _WORD
+    return number % 2**64
 
 
 def poisson_table(lam: float, into_max: int) -> npt.NDArray[np.uint64]:

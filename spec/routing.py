@@ -148,6 +148,10 @@ class RoutingSpec:
             )
         return self.top_k
 
+    def may_route_to(self, kind: str) -> bool:
+        """Return whether chunks of segments of a kind are candidates."""
+        return kind != "text" if self.routable is None else kind in self.routable
+
     @property
     def max_top_k(self) -> int:
         """The largest top_k of any head."""

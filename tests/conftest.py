@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sparsemoc
-from sparsemoc.backends import available_backends
+from sparsemoc.backends import available_backends, get_backend
 
 # The first call of a compiled kernel takes seconds: no deadline, and slow draws are no fault.
 COMMON = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -47,10 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `backend` once for every backend under test."""
+    """Run a test that takes `any_backend` once for every backend under test, `backend` for those that take NumPy's."""
+    names = metafunc.config.stash[BACKENDS]
+    if "any_backend" in metafunc.fixturenames:
+        metafunc.parametrize("any_backend", names)
     if "backend" in metafunc.fixturenames:
-        names = metafunc.config.stash[BACKENDS]
-        metafunc.parametrize("backend", names)
+        metafunc.parametrize(
+            "backend", [name for name in names if "numpy" in get_backend(name).capabilities.frameworks]
+        )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

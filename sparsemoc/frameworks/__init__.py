@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from sparsemoc.backends import Result
 from sparsemoc.spec.errors import ShapeError, UnsupportedError, describe
+from sparsemoc.spec.layout import Layout
+
+if TYPE_CHECKING:
+    from sparsemoc.frameworks.execution import Execution
 
 #: Root module of an array's type -> the module here that serves it.
-_MODULES = {"numpy": "sparsemoc.frameworks.numpy"}
+_MODULES = {"numpy": "sparsemoc.frameworks.numpy", "torch": "sparsemoc.frameworks.torch"}
 #: Array libraries that are known and not served yet, with the way round.
 _HINTS = {
-    "torch": "pass tensor.detach().cpu().numpy()",
     "jax": "pass numpy.asarray(array)",
     "jaxlib": "pass numpy.asarray(array)",
     "cupy": "pass cupy.asnumpy(array)",
@@ -19,7 +23,7 @@ _HINTS = {
 
 
 class Framework(Protocol):
-    """What a module here holds."""
+    """What a module here holds. Nothing in it reads the data of an array that lies on a device."""
 
     NAME: str
 
@@ -27,19 +31,40 @@ class Framework(Protocol):
         """Raise unless the array is a float array that this framework's backends can take."""
 
     def device(self, array: Any) -> str:
-        """Return the kind of device that holds an array."""
+        """Return the device that holds an array: its kind, and its number where there are several, "cuda:1"."""
 
     def dtype(self, array: Any) -> str:
         """Return the name of an array's dtype."""
 
-    def integers(self, array: Any, argument: str, function: str) -> Any:
-        """Return an integer array as int32, or raise."""
+    def integers(self, array: Any, argument: str, function: str, like: Any) -> Any:
+        """Return an integer array as int32 on the device of `like`, clamped to [0, 2**31 - 1], or raise."""
+
+    def seed(self, value: Any, like: Any) -> Any:
+        """Return a seed as an int in [0, 2**64) or as a 0-d int64 array on the device of `like`, or raise SpecError."""
 
     def transpose(self, array: Any, axes: tuple[int, ...]) -> Any:
         """Return a view with the axes in another order."""
 
     def expand(self, array: Any) -> Any:
         """Return a view with a batch axis of 1 in front."""
+
+    def views(self, array: Any) -> tuple[str, ...]:
+        """Return the other libraries in which the memory of an array can be shown, best first."""
+
+    def show(self, array: Any, framework: str) -> Any:
+        """Return an array in a library, this one or one of `views`: the same memory, without a record of gradients."""
+
+    def own(self, array: Any, like: Any) -> Any:
+        """Return an array of a served library in this one, on the device of `like`: the same memory where it can be."""
+
+    def deterministic(self) -> bool:
+        """Return whether the library is set to deterministic results."""
+
+    def records(self, *arrays: Any) -> bool:
+        """Return whether the library records what is computed from the arrays, to ask for gradients."""
+
+    def attend(self, run: Execution, q: Any, k: Any, v: Any, layout: Layout, scale: float) -> Result:
+        """Return what `run.forward` gives, differentiable where the library records gradients."""
 
 
 def framework_of(function: str, **arrays: Any) -> Framework:
@@ -58,7 +83,9 @@ def framework_of(function: str, **arrays: Any) -> Framework:
         if root not in _MODULES:
             hint = "pass numpy.asarray(array)" if root is None else _HINTS[root]
             got = describe(arrays[argument]) if root is None else f"{root} {type(arrays[argument]).__name__}"
-            raise UnsupportedError(f"{function}: `{argument}` must be a NumPy array, got {got}. Hint: {hint}.")
+            raise UnsupportedError(
+                f"{function}: `{argument}` must be a NumPy array or a torch tensor, got {got}. Hint: {hint}."
+            )
     framework: Framework = import_module(_MODULES[libraries.pop()])
     return framework
 

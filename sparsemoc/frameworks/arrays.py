@@ -48,6 +48,19 @@ class Arrays:
             raise ShapeError(f"{self.function}: all arrays must have one {what}, got {listed}.")
 
     @property
+    def some(self) -> Any:
+        """One of the arrays, for what they all share: device, dtype, batch."""
+        return next(iter(self.of.values()))
+
+    def check_other(self, argument: str, array: Any) -> None:
+        """Check library and device of an array that has a shape and a dtype of its own."""
+        framework_of(self.function, **{argument: array})  # first alone: a library that is not served is named as such
+        name, some = next(iter(self.of.items()))
+        framework_of(self.function, **{name: some, argument: array})
+        self.framework.check(array, argument, self.function)
+        self._same("device", {name: self.framework.device(some), argument: self.framework.device(array)})
+
+    @property
     def packed(self) -> bool:
         """Whether samples stand end to end in one token axis (rank 3)."""
         return self.rank == 3

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemoc.backends import Result
+from sparsemoc.frameworks.execution import Execution
 from sparsemoc.spec.errors import ShapeError, describe
+from sparsemoc.spec.host import host
+from sparsemoc.spec.layout import Layout
+from sparsemoc.spec.philox import seed_number
 
 NAME = "numpy"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -37,12 +42,12 @@ def dtype(array: NDArray[Any]) -> str:
     return str(array.dtype.name)
 
 
-def integers(array: Any, argument: str, function: str) -> NDArray[np.int32]:
-    """Return an integer array as int32; values clamp to [0, 2**31 - 1]."""
+def integers(array: Any, argument: str, function: str, like: Any = None) -> NDArray[np.int32]:
+    """Return an integer array, of a served library or a sequence, as int32; values clamp to [0, 2**31 - 1]."""
     if isinstance(array, np.ma.MaskedArray):
         raise ShapeError(f"{function}: `{argument}` must not be a masked array. Hint: array.filled(0).")
     try:
-        values = np.asarray(array)
+        values = host(array)
     except ValueError:  # rows of unlike lengths
         raise ShapeError(f"{function}: `{argument}` must be an integer array, got {describe(array)}.") from None
     if values.dtype.kind not in "iu":
@@ -54,6 +59,11 @@ def integers(array: Any, argument: str, function: str) -> NDArray[np.int32]:
     return clamped
 
 
+def seed(value: Any, like: Any) -> int:
+    """Return a seed mod 2**64."""
+    return seed_number(value)
+
+
 def transpose(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
     """Return a view with the axes in another order."""
     return array.transpose(axes)
@@ -62,3 +72,33 @@ def transpose(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
 def expand(array: NDArray[Any]) -> NDArray[Any]:
     """Return a view with a batch axis of 1 in front."""
     return array[None]
+
+
+def views(array: NDArray[Any]) -> tuple[str, ...]:
+    """Return no other library: backends take NumPy arrays as they are, or do not."""
+    return ()
+
+
+def show(array: NDArray[Any], framework: str) -> NDArray[Any]:
+    """Return the array."""
+    return array
+
+
+def own(array: Any, like: Any) -> NDArray[Any]:
+    """Return an array of a served library as NumPy's."""
+    return host(array)
+
+
+def deterministic() -> bool:
+    """Return False: NumPy has no such setting."""
+    return False
+
+
+def records(*arrays: NDArray[Any]) -> bool:
+    """Return False: NumPy records no gradients."""
+    return False
+
+
+def attend(run: Execution, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], layout: Layout, scale: float) -> Result:
+    """Return out and lse."""
+    return run.forward(q, k, v, layout, scale)

@@ -2,6 +2,7 @@
 
 from sparsemoc.testing import conformance
 conformance.run("numba")                      # or an object that is a sparsemoc.backends.Backend
+conformance.run("numba", framework="torch")   # the same problems in torch tensors
 
 @pytest.mark.parametrize("name", conformance.PROPERTIES)
 def test_conformance(name):
@@ -45,11 +46,21 @@ class Property:
     problems: Any
     share: float = 1.0
 
-    def run(self, backend: Any, *, examples: int = 100, shrink: bool = True, derandomize: bool = True) -> None:
+    def run(
+        self,
+        backend: Any,
+        *,
+        examples: int = 100,
+        shrink: bool = True,
+        derandomize: bool = True,
+        framework: str | None = None,
+        device: str | None = None,
+    ) -> None:
         """Try the property on drawn problems.
 
         Args:
             backend: a backend's name, a Backend, or an `Implementation`.
+            framework, device: of the arrays, as for `ApiImplementation`.
             examples: problems to draw, times the property's share.
             shrink: whether a failure is shrunk to a small one.
             derandomize: whether each run draws the same problems.
@@ -57,7 +68,7 @@ class Property:
         Raises:
             MismatchError: the property is broken; a note holds a line that rebuilds the problem.
         """
-        implementation = as_implementation(backend)
+        implementation = as_implementation(backend, framework, device)
         phases = (Phase.explicit, Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
 
         @hypothesis.settings(
@@ -87,14 +98,14 @@ class Property:
             raise
 
 
-def as_implementation(backend: Any) -> Implementation:
-    """Return an Implementation as it is; put a backend or its name behind the API."""
+def as_implementation(backend: Any, framework: str | None = None, device: str | None = None) -> Implementation:
+    """Return an Implementation as it is; put a backend or its name behind the API, with arrays of a framework."""
     if all(hasattr(backend, name) for name in ("forward", "backward", "attend", "pool")) and not hasattr(
         backend, "route"
     ):
         found: Implementation = backend
         return found
-    return ApiImplementation(backend)
+    return ApiImplementation(backend, framework=framework, device=device)
 
 
 def _table(*rows: Property) -> dict[str, Property]:
@@ -136,15 +147,24 @@ def run(
     names: Iterable[str] | None = None,
     shrink: bool = True,
     derandomize: bool = True,
+    framework: str | None = None,
+    device: str | None = None,
 ) -> None:
-    """Try every property, or those named, and that the suite itself can tell.
+    """Try every property, or those named, and that the suite itself can tell. Arguments as for `Property.run`.
 
     Raises:
         MismatchError: a property is broken, or less than 99 % of the rows of generic data are decidable.
     """
     check_decidable()
     for name in PROPERTIES if names is None else names:
-        PROPERTIES[name].run(backend, examples=examples, shrink=shrink, derandomize=derandomize)
+        PROPERTIES[name].run(
+            backend,
+            examples=examples,
+            shrink=shrink,
+            derandomize=derandomize,
+            framework=framework,
+            device=device,
+        )
 
 
 def check_decidable(examples: int = 100) -> None:

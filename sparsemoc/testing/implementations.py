@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
+from sparsemoc.testing.libraries import library
 from sparsemoc.testing.oracle_rules import Bools, Routes
 from sparsemoc.testing.problems import Problem
 from sparsemoc.testing.sample import Floats
@@ -54,15 +53,31 @@ class ApiImplementation:
 
     Args:
         backend: a name, or an object that is a `sparsemoc.backends.Backend`.
+        framework: library of the arrays that it is given, "numpy" or "torch"; by default NumPy if the backend takes it.
+        device: torch device of the tensors; by default that of the GPU, the CPU where there is none.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, *, framework: str | None = None, device: str | None = None) -> None:
         self.backend = backend
         self.name = backend if isinstance(backend, str) else backend.name
+        self._library = library(framework or _native(backend), device)
 
-    def _arrays(self, problem: Problem) -> tuple[Floats, Floats, Floats]:
+    def _given(self, problem: Problem, x: Floats) -> Any:
+        return self._library.give(problem.present(x))
+
+    def _arrays(self, problem: Problem) -> tuple[Any, Any, Any]:
         arrays = problem.arrays
-        return problem.present(arrays.q), problem.present(arrays.k), problem.present(arrays.v)
+        return self._given(problem, arrays.q), self._given(problem, arrays.k), self._given(problem, arrays.v)
+
+    def _key_lengths(self, problem: Problem) -> Any:
+        lengths = problem.key_length_array()
+        return None if lengths is None else self._library.give(lengths)
+
+    def _options(self, problem: Problem) -> dict[str, Any]:
+        return {**problem.options(), "key_lengths": self._key_lengths(problem)}
+
+    def _restored(self, problem: Problem, x: Any) -> Floats:
+        return problem.restore(self._library.take(x))
 
     def forward(self, problem: Problem) -> Forward:
         """Route and attend."""
@@ -71,12 +86,14 @@ class ApiImplementation:
         out, lse, layout = api.attention(
             *self._arrays(problem),
             problem.spec,
-            **problem.options(),
+            **self._options(problem),
             backend=self.backend,
             return_lse=True,
             return_layout=True,
         )
-        return Forward(problem.restore(out), lse, np.asarray(layout.selected), layout.dense_mask(), layout)
+        layout = layout.on_host()
+        lse = self._library.take(lse)
+        return Forward(self._restored(problem, out), lse, layout.selected, layout.dense_mask(), layout)
 
     def _plan(self, problem: Problem) -> Any:
         from sparsemoc.spec.plan import plan
@@ -89,7 +106,7 @@ class ApiImplementation:
         """Return a Layout with a given selection."""
         from sparsemoc.spec.layout import Layout
 
-        return Layout(selected, self._plan(problem), problem.key_length_array())
+        return Layout(self._library.give(selected), self._plan(problem), self._key_lengths(problem))
 
     def attend(self, problem: Problem, selected: Routes) -> tuple[Floats, Floats]:
         """Return out and lse for a given selection."""
@@ -104,29 +121,36 @@ class ApiImplementation:
             backend=self.backend,
             return_lse=True,
         )
-        return problem.restore(out), lse
+        return self._restored(problem, out), self._library.take(lse)
 
     def backward(self, problem: Problem) -> tuple[Floats, Floats, Floats]:
         """Return dq, dk, dv."""
         from sparsemoc import api
 
-        d_out, d_lse = problem.present(problem.arrays.d_out), problem.arrays.d_lse
+        d_out, d_lse = self._given(problem, problem.arrays.d_out), self._library.give(problem.arrays.d_lse)
         grads = api.attention_grads(
-            *self._arrays(problem), problem.spec, d_out, d_lse=d_lse, **problem.options(), backend=self.backend
+            *self._arrays(problem), problem.spec, d_out, d_lse=d_lse, **self._options(problem), backend=self.backend
         )
-        dq, dk, dv = (problem.restore(grad) for grad in grads)
+        dq, dk, dv = (self._restored(problem, grad) for grad in grads)
         return dq, dk, dv
 
     def pool(self, problem: Problem) -> Floats:
         """Return the centroids of the problem's keys."""
         from sparsemoc import api
 
-        return np.asarray(
-            api.pool(
-                problem.present(problem.arrays.k),
-                self._plan(problem),
-                key_lengths=problem.key_length_array(),
-                axes=problem.axes,
-                backend=self.backend,
-            )
+        centroids = api.pool(
+            self._given(problem, problem.arrays.k),
+            self._plan(problem),
+            key_lengths=self._key_lengths(problem),
+            axes=problem.axes,
+            backend=self.backend,
         )
+        return self._library.take(centroids)
+
+
+def _native(backend: Any) -> str:
+    """Return the library of the arrays that a backend takes itself, NumPy's if it can."""
+    from sparsemoc.backends import get_backend
+
+    taken = (get_backend(backend) if isinstance(backend, str) else backend).capabilities.frameworks
+    return "numpy" if "numpy" in taken else str(taken[0])

@@ -134,7 +134,8 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     ),
     "key_lengths as a number": (
         lambda c: c.attention(key_lengths=12), moc.UnsupportedError,
-        "attention: `key_lengths` must be a NumPy array, got 12 (int). Hint: pass numpy.asarray(array).",
+        "attention: `key_lengths` must be a NumPy array or a torch tensor, got 12 (int). "
+        "Hint: pass numpy.asarray(array).",
     ),
     "no layout": (
         lambda c: c.attend(layout=c.PLAN), moc.SpecError,

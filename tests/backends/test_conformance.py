@@ -9,12 +9,12 @@ from sparsemoc.testing import conformance
 
 
 @pytest.mark.parametrize("name", conformance.PROPERTIES)
-def test_conformance(backend: str, name: str) -> None:
+def test_conformance(any_backend: str, name: str) -> None:
     profile = hypothesis.settings()
-    conformance.PROPERTIES[name].run(backend, examples=profile.max_examples, derandomize=profile.derandomize)
+    conformance.PROPERTIES[name].run(any_backend, examples=profile.max_examples, derandomize=profile.derandomize)
 
 
-def test_run_takes_a_backend_object(backend: str) -> None:
+def test_run_takes_a_backend_object(any_backend: str) -> None:
     from sparsemoc.backends.registry import get_backend
 
-    conformance.run(get_backend(backend), examples=5, names=("forward", "backward"))
+    conformance.run(get_backend(any_backend), examples=5, names=("forward", "backward"))

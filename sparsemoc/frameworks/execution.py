@@ -1,0 +1,115 @@
+"""A backend at work on a call: the caller's arrays go in and come out, in whatever library the backend takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sparsemoc.backends import Backend, Problem, Randomness, Result, choose
+from sparsemoc.frameworks import Framework
+from sparsemoc.spec.errors import SpecError, describe
+from sparsemoc.spec.layout import Layout
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The backend chosen for a call, which is given arrays and gives arrays of the caller's library.
+
+    Attributes:
+        framework: of the caller's arrays.
+        backend: what computes.
+        problem: as the backend is told of it; `problem.framework` is the library in which it gets the arrays.
+        config: the backend's tunables, None for its default.
+    """
+
+    framework: Framework
+    backend: Backend
+    problem: Problem
+    config: Any
+
+    @classmethod
+    def choose(cls, function: str, framework: Framework, problem: Problem, backend: Any, config: Any) -> Execution:
+        """Return the execution by a backend: by name, as an object, or the first that can where it is "auto".
+
+        Raises:
+            UnsupportedError: the backend, with "auto" every backend, refuses.
+            SpecError: the class of a backend, or a config that is not the backend's own.
+        """
+        if isinstance(backend, type):
+            raise SpecError(
+                f"{function}: backend must be a name or a Backend object, got the class {backend.__name__}."
+            )
+        chosen = choose(problem, backend, function)
+        shown = problem.shown_to(chosen.capabilities)
+        if config is not None:
+            wanted = type(chosen.default_config(shown))
+            if not isinstance(config, wanted):
+                raise SpecError(
+                    f'{function}: config must be a {wanted.__name__} for backend "{chosen.name}", or None, '
+                    f"got {describe(config)}."
+                )
+        return cls(framework, chosen, shown, config)
+
+    def pool(self, k: Array, key_lengths: Array | None) -> Array:
+        """Return the mean key of each chunk, see `Backend.pool`."""
+        centroids = self.backend.pool(self.problem, self._shown(k), self._shown(key_lengths), config=self.config)
+        return self.framework.own(centroids, k)
+
+    def route(self, q: Array, centroids: Array, key_lengths: Array | None, randomness: Randomness | None) -> Layout:
+        """Return which chunks each query takes."""
+        show = self._shown
+        selected = self.backend.route(
+            self.problem, show(q), show(centroids), show(key_lengths), randomness, config=self.config
+        )
+        return Layout(self.framework.own(selected, q), self.problem.plan, key_lengths)
+
+    def attend(self, q: Array, k: Array, v: Array, layout: Layout, scale: float) -> Result:
+        """Return out and lse, differentiable where the caller's library records gradients."""
+        return self.framework.attend(self, q, k, v, layout, scale)
+
+    def forward(self, q: Array, k: Array, v: Array, layout: Layout, scale: float) -> Result:
+        """Return out and lse, without a record of gradients."""
+        show = self._shown
+        result = self.backend.attend(
+            self.problem, show(q), show(k), show(v), self._shown_layout(layout), scale, config=self.config
+        )
+        return Result(*(self.framework.own(array, q) for array in result))
+
+    def backward(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        layout: Layout,
+        scale: float,
+        result: Result,
+        d_out: Array,
+        d_lse: Array | None,
+    ) -> tuple[Array, Array, Array]:
+        """Return dq, dk, dv."""
+        show = self._shown
+        grads = self.backend.attend_backward(
+            self.problem,
+            show(q),
+            show(k),
+            show(v),
+            self._shown_layout(layout),
+            scale,
+            Result(*map(show, result)),
+            show(d_out),
+            show(d_lse),
+            config=self.config,
+        )
+        dq, dk, dv = (self.framework.own(grad, q) for grad in grads)
+        return dq, dk, dv
+
+    def _shown(self, array: Array) -> Array:
+        return None if array is None else self.framework.show(array, self.problem.framework)
+
+    def _shown_layout(self, layout: Layout) -> Layout:
+        """Return a layout for the backend; the same object where it can be, with what a backend has kept on it."""
+        if self.problem.framework == self.framework.NAME:
+            return layout
+        return Layout(self._shown(layout.selected), layout.plan, self._shown(layout.key_lengths))
