@@ -34,7 +34,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on the interpreter that runs nox; arguments go to pytest."""
-    session.install("-e", ".[demo,testing]", *dependency_groups(PYPROJECT, "test", "test-torch"))
+    session.install("-e", ".[demo,testing]", *dependency_groups(PYPROJECT, "test", "test-torch", "test-triton"))
     session.run("pytest", *session.posargs)
 
 
@@ -69,6 +69,13 @@ def bench(session: nox.Session) -> None:
     """Run the benchmarks; arguments go to `python -m bench.run`."""
     session.install("-e", ".[bench]")
     session.run("python", "-m", "bench.run", *session.posargs)
+
+
+@nox.session(default=False, venv_params=["--system-site-packages"])
+def gpu(session: nox.Session) -> None:
+    """Check and measure the GPU backend with the torch and Triton of the platform; arguments go to `bench.gpu`."""
+    session.install("-e", ".[testing]")
+    session.run("python", "-m", "bench.gpu", *session.posargs)
 
 
 @nox.session(default=False)

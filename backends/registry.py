@@ -10,7 +10,11 @@ from sparsemoc.backends.protocol import Backend, Problem
 from sparsemoc.spec.errors import UnsupportedError, describe, did_you_mean, one_of
 
 #: Our own backends, best first: name -> module that holds BACKEND. Third parties add theirs by entry point.
-BUILT_IN = {"numba": "sparsemoc.backends.numba", "reference": "sparsemoc.backends.reference"}
+BUILT_IN = {
+    "numba": "sparsemoc.backends.numba",
+    "triton": "sparsemoc.backends.triton.backend",
+    "reference": "sparsemoc.backends.reference",
+}
 #: Entry-point group; each entry is a name and "module:BACKEND".
 GROUP = "sparsemoc.backends"
 

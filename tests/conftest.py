@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 
 import hypothesis
@@ -11,6 +12,19 @@ import pytest
 
 import sparsemoc
 from sparsemoc.backends import available_backends, get_backend
+
+
+def _gpu() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+# Triton reads it when its kernels are imported: without a GPU its interpreter runs them, on the CPU.
+if "TRITON_INTERPRET" not in os.environ and not _gpu():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The first call of a compiled kernel takes seconds: no deadline, and slow draws are no fault.
 COMMON = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -55,6 +69,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "backend", [name for name in names if "numpy" in get_backend(name).capabilities.frameworks]
         )
+
+
+@pytest.fixture
+def examples(any_backend: str) -> int:
+    """Examples of a property: as the profile says, and a fraction where an interpreter takes seconds for each."""
+    asked = hypothesis.settings().max_examples
+    interpreted = any_backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    return max(1, asked // 16) if interpreted else asked
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

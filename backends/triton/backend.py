@@ -1,0 +1,206 @@
+"""The Triton backend: what it is, and how its launches follow one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+
+from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result
+from sparsemoc.backends.triton import backward, forward, providers, routing
+from sparsemoc.backends.triton.config import TritonConfig, default_config
+from sparsemoc.backends.triton.device import DeviceTables, device_tables
+from sparsemoc.backends.triton.kernels.tile import INTERPRET
+from sparsemoc.backends.triton.lengths import Ends, ends_of
+from sparsemoc.backends.triton.tables import geometry
+from sparsemoc.spec.layout import Layout
+
+#: Oldest GPUs with bfloat16 matrix products.
+LEAST_CAPABILITY = 80
+_MOST_INDEX = 2**31 - 1
+
+
+class TritonBackend:
+    """Tiled GPU kernels on torch tensors. Accumulates in float32."""
+
+    name = "triton"
+    capabilities = Capabilities(
+        frameworks=("torch",),
+        devices=("cuda", "cpu") if INTERPRET.value else ("cuda",),
+        dtypes=("float16", "bfloat16", "float32"),
+        max_head_dim=256,
+        backward=True,
+        deterministic=True,
+        precisions=("ieee", "tf32"),
+        anchor_engines=("own", *providers.PROVIDERS),
+    )
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return None if the backend can run the problem, else the reason with its values."""
+        plan = problem.plan
+        if reason := self.capabilities.refuses(problem) or _gpu_refuses(problem):
+            return reason
+        if plan.slots > routing.MOST_SLOTS:
+            return f"keeps at most {routing.MOST_SLOTS} routes to a query, not {plan.slots}"
+        if plan.q_tokens * max(plan.slots, 1) > _MOST_INDEX:
+            return f"numbers at most {_MOST_INDEX} routes to a head, not {plan.q_tokens} x {plan.slots}"
+        if problem.backward and plan.q_tokens * problem.head_dim > _MOST_INDEX:
+            return f"sums at most {_MOST_INDEX} numbers of dq to a head, not {plan.q_tokens} x {problem.head_dim}"
+        if problem.options.anchors not in ("auto", "own"):
+            return providers.refuses(problem, geometry(plan, False))
+        return _memory_refuses(problem, self.default_config(problem))
+
+    def version(self) -> str:
+        """Return the versions and the GPU that results depend on."""
+        versions = f"triton {triton.__version__}, torch {torch.__version__}"
+        if not torch.cuda.is_available():
+            return f"{versions}, interpreted"
+        return f"{versions}, {torch.cuda.get_device_name()}, sm_{_capability('cuda')}"
+
+    def default_config(self, problem: Problem) -> TritonConfig:
+        """Return the config used where the caller gives none."""
+        dims = max(problem.head_dim, problem.v_head_dim)
+        return default_config(dims, problem.dtype, _capability(problem.device))
+
+    def search_space(self, problem: Problem) -> list[TritonConfig]:
+        """Return the configs worth trying, the default first: tiles twice as large or half, more and fewer stages."""
+        first = self.default_config(problem)
+        changes: list[dict[str, Any]] = [
+            {"anchor_keys": first.anchor_keys * 2, "routed_keys": first.routed_keys * 2},
+            {"anchor_keys": max(16, first.anchor_keys // 2), "routed_keys": max(16, first.routed_keys // 2)},
+            {"anchor_stages": first.anchor_stages + 1, "routed_stages": first.routed_stages + 1},
+            {"anchor_stages": 2, "routed_stages": 2},
+            {"grad_rows": first.grad_rows * 2},
+            {"grad_atomic": False},
+        ]
+        return [first, *(found for change in changes if (found := replace(first, **change)) != first)]
+
+    def pool(self, problem: Problem, k: Any, key_lengths: Any, *, config: TritonConfig | None = None) -> Any:
+        """Return the mean key of each chunk, float32 (batch, kv_heads, chunks, head_dim); 0 where it has no key."""
+        with _on(problem, k) as tables_of:
+            tables, ends = tables_of(key_lengths)
+            return routing.pool(tables, k, ends, config or self.default_config(problem))
+
+    def route(
+        self,
+        problem: Problem,
+        q: Any,
+        centroids: Any,
+        key_lengths: Any,
+        randomness: Randomness | None,
+        *,
+        config: TritonConfig | None = None,
+    ) -> Any:
+        """Return `Layout.selected`: the top_k candidates of each unit by score, ties to the lower chunk."""
+        plan = problem.plan
+        with _on(problem, q) as tables_of:
+            tables, ends = tables_of(key_lengths)
+            return routing.route(
+                tables, q, centroids, ends, plan.spec.top_k_of(problem.heads), plan.slots, randomness,
+                plan.spec.dropout, config or self.default_config(problem),
+            )  # fmt: skip
+
+    def attend(
+        self,
+        problem: Problem,
+        q: Any,
+        k: Any,
+        v: Any,
+        layout: Layout,
+        scale: float,
+        *,
+        config: TritonConfig | None = None,
+    ) -> Result:
+        """Return out and lse: partial results of anchors and of routes, merged by lse in a fixed order."""
+        with _on(problem, q) as tables_of:
+            tables, ends = tables_of(layout.key_lengths)
+            chosen = config or self.default_config(problem)
+            return Result(*forward.attend(problem, tables, q, k, v, layout.selected, ends, scale, chosen))
+
+    def attend_backward(
+        self,
+        problem: Problem,
+        q: Any,
+        k: Any,
+        v: Any,
+        layout: Layout,
+        scale: float,
+        result: Result,
+        d_out: Any,
+        d_lse: Any,
+        *,
+        config: TritonConfig | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Return dq, dk, dv from the merged result of the forward."""
+        with _on(problem, q) as tables_of:
+            tables, ends = tables_of(layout.key_lengths)
+            chosen = config or self.default_config(problem)
+            return backward.attend_backward(
+                problem, tables, q, k, v, layout.selected, ends, scale, result.out, result.lse, d_out, d_lse, chosen
+            )
+
+
+@contextmanager
+def _on(problem: Problem, array: Any) -> Iterator[Any]:
+    """Launch on the device of an array; yield the function that gives a call's tables and ends.
+
+    Raises:
+        torch.OutOfMemoryError: where torch raises it; the text says which option lowers what was wanted.
+    """
+
+    def tables_of(key_lengths: Any) -> tuple[DeviceTables, Ends]:
+        tables = device_tables(problem.plan, key_lengths is not None, array.device)
+        return tables, ends_of(tables.geometry, tables.keys, key_lengths)
+
+    with torch.cuda.device(array.device) if array.device.type == "cuda" else nullcontext():
+        try:
+            yield tables_of
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"triton: out of memory for {problem}. {error} Hint: temporary memory beside inputs and outputs is "
+                "kept under Options(max_workspace=bytes), 1 GiB where None; a smaller number makes more, smaller steps."
+            ) from error
+
+
+def _gpu_refuses(problem: Problem) -> str | None:
+    if problem.device != "cuda":
+        return None
+    found = _capability(problem.device)
+    if found < LEAST_CAPABILITY:
+        return f"runs on GPUs from sm_{LEAST_CAPABILITY} on, not on {torch.cuda.get_device_name()} (sm_{found})"
+    return None
+
+
+def _capability(device: str) -> int:
+    """Return the compute capability, 90 for sm_90, of the current GPU; the interpreter is as good as any."""
+    if device != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * int(major) + int(minor)
+
+
+def _memory_refuses(problem: Problem, config: TritonConfig) -> str | None:
+    """Refuse a limit on temporary memory that not even one batch row and key head fits."""
+    most = problem.options.max_workspace
+    if most is None:
+        return None
+    least = forward.least_workspace(problem, config)
+    if problem.backward:
+        least = max(least, backward.least_workspace(problem, config))
+    if least > most:
+        return f"needs {least} bytes of workspace for one batch row and key head, more than max_workspace = {most}"
+    return None
+
+
+if not INTERPRET.value and not torch.cuda.is_available():
+    raise ImportError(
+        "torch finds no CUDA device. Hint: TRITON_INTERPRET=1, set before Python starts, runs the kernels on the CPU, "
+        "for tests"
+    )
+if torch.version.hip is not None:
+    raise ImportError("it is made for NVIDIA GPUs, and this torch is built for ROCm")
+BACKEND = TritonBackend()

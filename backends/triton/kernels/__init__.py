@@ -1,0 +1,1 @@
+"""The Triton kernels: plain `@triton.jit` functions that take every tile size from their caller."""

@@ -1,0 +1,47 @@
+"""Padding, applied on the device: where the valid tokens of each chunk and each segment end."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from sparsemoc.backends.triton.tables import Geometry, Keys
+
+
+class Ends(NamedTuple):
+    """Positions up to which tokens are valid; one row for all batch rows where nothing is padded.
+
+    Attributes:
+        stops: int32 (batch or 1, chunks), end of the valid keys of each chunk; its first position where it has none.
+        ends: int32 (batch or 1, segments), end of the valid tokens of each segment.
+        stride: elements of `stops` from batch row to batch row, 0 for one row.
+        segment_stride: the same of `ends`.
+        padded: whether a call has key_lengths.
+    """
+
+    stops: Any
+    ends: Any
+    stride: int
+    segment_stride: int
+    padded: bool
+
+
+def ends_of(geometry: Geometry, keys: Keys, key_lengths: Any) -> Ends:
+    """Return the ends for a call, by torch operations on the device of `keys`, without waiting for it.
+
+    Args:
+        geometry: the tables on the host.
+        keys: its `keys` on the device.
+        key_lengths: int32 (batch, segments), packed (samples, most segments), on the same device; None for no padding.
+    """
+    if key_lengths is None:
+        return Ends(keys.chunk_hi[None], (keys.segment_lo + keys.segment_tokens)[None], 0, 0, False)
+    rows = 1 if geometry.plan.packed else key_lengths.shape[0]
+    entry: Any = keys.segment_entry
+    segment: Any = keys.chunk_segment
+    flat = key_lengths.to(torch.int32).reshape(rows, -1)[:, entry.long()]
+    ends: Any = keys.segment_lo + torch.minimum(flat.clamp(min=0), keys.segment_tokens)
+    stops = torch.minimum(torch.maximum(ends[:, segment.long()], keys.chunk_lo), keys.chunk_hi)
+    stride, segment_stride = (0, 0) if rows == 1 else (stops.shape[1], ends.shape[1])
+    return Ends(stops.contiguous(), ends.contiguous(), stride, segment_stride, True)

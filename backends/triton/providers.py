@@ -1,0 +1,133 @@
+"""Anchor engines: our own kernel, or a dense attention that another library provides for large rectangles.
+
+A provider attends whole rectangles of rows and keys, unmasked, and its results stand beside those of our kernel, which
+does everything else: the merge cannot tell them apart. `options.anchors` names the engine: "own"; a provider, which is
+obeyed or refused with a reason; or "auto", which is "own" until a measurement says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from sparsemoc.backends.protocol import Problem
+from sparsemoc.backends.triton.query_tiles import Provided
+from sparsemoc.backends.triton.tables import Geometry
+from sparsemoc.backends.triton.workspace import LOG2_E, Partials
+from sparsemoc.spec.errors import UnsupportedError
+
+
+class Provider(Protocol):
+    """A dense attention that returns its lse.
+
+    Attributes:
+        name: what `options.anchors` calls it.
+        least_pairs: rows times keys from which on a rectangle is worth a call.
+    """
+
+    name: str
+    least_pairs: int
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why it cannot attend the problem's rectangles, or None."""
+
+    def attend(self, q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
+        """Return out (batch, heads, rows, v_head_dim) and lse (batch, heads, rows), natural log, of full attention.
+
+        Args:
+            q, k, v: (batch, heads or kv_heads, rows or keys, head_dim), any strides.
+            scale: factor on the logits.
+        """
+
+
+class Sdpa:
+    """PyTorch's flash attention, called below `scaled_dot_product_attention`, which does not return the lse."""
+
+    name = "sdpa"
+    least_pairs = 2**20
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why it cannot attend the problem's rectangles, or None."""
+        if problem.device == "cpu":
+            return None if problem.head_dim == problem.v_head_dim else _unequal(problem)
+        if problem.dtype not in ("float16", "bfloat16"):
+            return f"takes float16 and bfloat16, not {problem.dtype}"
+        if problem.head_dim != problem.v_head_dim:
+            return _unequal(problem)
+        if problem.head_dim % 8:
+            return f"takes multiples of 8 as head_dim, not {problem.head_dim}"
+        if problem.deterministic:
+            return "splits keys by the size of the batch, which deterministic results may not depend on"
+        return None
+
+    def attend(self, q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
+        """Return out and lse of full attention; see `Provider`."""
+        if q.device.type == "cpu":
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+            return out, lse
+        q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
+        return out, lse
+
+
+#: By name; "own" is not among them.
+PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in (Sdpa(),)}
+
+
+def refuses(problem: Problem, geometry: Geometry, padded: bool = False) -> str | None:
+    """Return why the engine that `problem.options.anchors` names cannot run, or None.
+
+    Args:
+        problem: the call.
+        geometry: the tables of its plan.
+        padded: whether the call has key_lengths: only the call itself knows.
+    """
+    name = problem.options.anchors
+    if name in ("auto", "own"):
+        return None
+    if name not in PROVIDERS:
+        return f'has the anchor engines own, {", ".join(PROVIDERS)}, not "{name}"'
+    if padded:
+        return f'the anchor engine "{name}" takes no key_lengths'
+    if not len(geometry.rectangles.q_lo):
+        return f'the anchor engine "{name}" has nothing to do: the spec has no anchors'
+    reason = PROVIDERS[name].refuses(problem)
+    return None if reason is None else f'the anchor engine "{name}" {reason}'
+
+
+def chosen(problem: Problem, geometry: Geometry, padded: bool) -> Provider | None:
+    """Return the provider that a call uses, None for our own kernel alone.
+
+    Raises:
+        UnsupportedError: the named provider cannot run.
+    """
+    reason = refuses(problem, geometry, padded)
+    if reason is not None:
+        raise UnsupportedError(f"triton: {reason}.")
+    return PROVIDERS.get(problem.options.anchors)
+
+
+def attend_rectangle(
+    provider: Provider, one: Provided, q: Any, k: Any, v: Any, scale: float, partials: Partials
+) -> None:
+    """Attend one rectangle and put its results where the merge looks for them.
+
+    Args:
+        provider: who attends.
+        one: the rectangle.
+        q, k, v: (batch, tokens, heads or kv_heads, head_dim), any strides.
+        scale: factor on the logits, log2(e) included.
+        partials: of the anchors.
+    """
+    queries = q[:, one.q_lo : one.q_hi].transpose(1, 2)
+    keys, values = (x[:, one.k_lo : one.k_hi].transpose(1, 2) for x in (k, v))
+    out, lse = provider.attend(queries, keys, values, scale / LOG2_E)
+    places = slice(one.shift + one.q_lo, one.shift + one.q_hi)
+    partials.out[:, :, places] = out
+    partials.lse[:, :, places] = lse * LOG2_E
+
+
+def _unequal(problem: Problem) -> str:
+    return f"takes one head_dim for keys and values, not {problem.head_dim} and {problem.v_head_dim}"

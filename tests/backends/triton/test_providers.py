@@ -1,0 +1,89 @@
+"""Anchor engines: results beside those of our kernel, and refusals with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparsemoc.backends.protocol import Options
+from sparsemoc.backends.triton import providers
+from sparsemoc.backends.triton.tables import geometry
+from sparsemoc.spec.chunks import Chunks
+from sparsemoc.spec.errors import UnsupportedError
+from sparsemoc.spec.routing import RoutingSpec
+from sparsemoc.spec.stream import Stream
+from sparsemoc.testing.problems import Problem
+from tests.backends.triton import test_forward as forward
+
+STREAM = Stream.multishot(shots=2, frames=4, height=2, width=4, caption=3, prompt=5)
+
+
+def problem(**changes: Any) -> Problem:
+    spec = RoutingSpec(chunks=Chunks(size=16), top_k=1, anchors=("text", "shot"))
+    fields = {"heads": 2, "kv_heads": 1, "head_dim": 8, "v_head_dim": 8, "batch": 2}
+    return Problem(spec=spec, streams=(STREAM,), **fields | changes)
+
+
+class _Counting(providers.Sdpa):
+    least_pairs = 200
+    calls = 0
+
+    def attend(self, q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
+        self.calls += 1
+        return super().attend(q, k, v, scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sdpa_takes_the_large_rectangles(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _Counting()
+    monkeypatch.setitem(providers.PROVIDERS, "sdpa", engine)
+    forward.check(problem(dtype=dtype), options=Options(anchors="sdpa"))
+    assert engine.calls >= 2
+
+
+def test_sdpa_leaves_what_causality_cuts_to_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _Counting()
+    monkeypatch.setitem(providers.PROVIDERS, "sdpa", engine)
+    one = problem()
+    forward.check(one.but(spec=replace(one.spec, causal="token")), options=Options(anchors="sdpa"))
+
+
+def test_auto_and_own_are_our_kernel() -> None:
+    call = forward.call_of(problem())
+    for name in ("auto", "own"):
+        named = replace(call, options=Options(anchors=name))
+        tables = geometry(call.plan, False)
+        assert providers.refuses(named, tables) is None
+        assert providers.chosen(named, tables, False) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "padded", "word"),
+    [
+        ({"options": Options(anchors="other")}, False, "other"),
+        ({}, True, "key_lengths"),
+        ({"v_head_dim": 4}, False, "8 and 4"),
+        ({"device": "cuda"}, False, "float32"),
+        ({"device": "cuda", "dtype": "bfloat16", "head_dim": 12, "v_head_dim": 12}, False, "12"),
+        ({"device": "cuda", "dtype": "bfloat16", "deterministic": True}, False, "deterministic"),
+    ],
+)
+def test_refusals_say_why(changes: dict[str, Any], padded: bool, word: str) -> None:
+    call = replace(forward.call_of(problem(), Options(anchors="sdpa")), **changes)
+    tables = geometry(call.plan, padded)
+    assert word in str(providers.refuses(call, tables, padded))
+    with pytest.raises(UnsupportedError, match=word):
+        providers.chosen(call, tables, padded)
+
+
+def test_lse_is_the_natural_log_of_the_sum() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (torch.from_numpy(rng.standard_normal((1, 2, n, 8)).astype(np.float32)) for n in (5, 7, 7))
+    out, lse = providers.Sdpa().attend(q, k, v, 0.3)
+    logits = q @ k.transpose(2, 3) * 0.3
+    torch.testing.assert_close(lse, torch.logsumexp(logits, 3))
+    torch.testing.assert_close(out, torch.softmax(logits, 3) @ v)
