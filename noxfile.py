@@ -1,4 +1,4 @@
-"""Sessions: `nox` runs lint, types, tests and build; `nox -s <name> -- <arguments>` runs one."""
+"""Sessions: `nox` runs lint, types, tests, kernels and build; `nox -s <name> -- <arguments>` runs one."""
 
 import tempfile
 import zipfile
@@ -8,7 +8,7 @@ import nox
 from nox.project import dependency_groups, load_toml, python_versions
 
 nox.needs_version = ">=2025.5.1"
-nox.options.sessions = ["lint", "types", "tests", "build"]
+nox.options.sessions = ["lint", "types", "tests", "kernels", "build"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = load_toml(ROOT / "pyproject.toml")
@@ -62,6 +62,14 @@ def build(session: nox.Session) -> None:
         session.run(str(scripts / "python"), str(ROOT / "tests" / "smoke.py"), external=True)
         session.run(str(scripts / "sparsemoc"), "--version", external=True)
         session.run(str(scripts / "sparsemoc"), "doctor", external=True)
+
+
+@nox.session
+@nox.parametrize("triton", ["3.6.0", "3.9.0"])  # the oldest that is supported, and the newest
+def kernels(session: nox.Session, triton: str) -> None:
+    """Compile every Triton kernel for every architecture, without a GPU; arguments go to `python -m bench.kernels`."""
+    session.install("-e", ".", *dependency_groups(PYPROJECT, "test-torch"), f"triton=={triton}")
+    session.run("python", "-m", "bench.kernels", *session.posargs)
 
 
 @nox.session(default=False)

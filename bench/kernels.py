@@ -24,21 +24,20 @@ from typing import Any
 #: Most shared memory of a block, bytes, by compute capability (CUDA C++ Programming Guide, table of technical
 #: specifications: 163, 99 and 227 KB).
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-#: Most registers of a thread, and the bytes of spills that a kernel may have: by head_dim, for beyond 128 there is no
-#: tile of 16 rows or more for 4 warps that keeps every accumulator in registers.
-REGISTERS = 255
-SPILLS = {64: 0, 128: 0, 256: 512}
+#: Most registers of a thread, and most bytes of spills: of a kernel without flags, and of one whose flags say that it
+#: masks. Half of the spills of masked tiles stand beside loops that only NaN and infinities enter.
+REGISTERS, SPILLS, MASKED_SPILLS = 255, 384, 768
 #: Modules that list the kernels, `signatures_<part>`.
 PARTS = ("routing", "forward", "backward")
-#: head_dim, v_head_dim and dtype for which every variant is compiled, and those for which only the first few are.
-FULL = ((128, 128, "bfloat16"),)
-SOME = (
-    (64, 64, "bfloat16"),
-    (256, 256, "bfloat16"),
-    (128, 128, "float16"),
-    (128, 128, "float32"),
-    (40, 72, "bfloat16"),
-)
+#: head_dim and dtype of the shipped configs.
+CONFIGS = (
+    (128, "bfloat16"), (64, "bfloat16"), (256, "bfloat16"), (128, "float16"), (128, "float32"), (64, "float32"),
+    (256, "float32"),
+)  # fmt: skip
+#: Those of them for which the routing kernels are compiled: their tiles are the same in every config.
+ROUTING = ((128, "bfloat16"), (256, "float32"))
+#: Where every variant is compiled; elsewhere the first of each kernel.
+VARIANTS = (128, "bfloat16", 90)
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,6 @@ class Job:
     part: str
     index: int
     head_dim: int
-    v_head_dim: int
     dtype: str
     capability: int
 
@@ -59,7 +57,6 @@ class Outcome:
 
     kernel: str
     head_dim: int
-    v_head_dim: int
     dtype: str
     capability: int
     seconds: float
@@ -71,7 +68,7 @@ class Outcome:
     @property
     def problem(self) -> str | None:
         """Why the kernel could not run, or not well, on its target; None if it can."""
-        most = SPILLS[max(64, *(d for d in SPILLS if d < 2 * max(self.head_dim, self.v_head_dim)))]
+        most = MASKED_SPILLS if "-" in self.kernel or " " in self.kernel else SPILLS
         if self.error is not None:
             return self.error
         if self.shared > SHARED[self.capability]:
@@ -83,24 +80,23 @@ class Outcome:
         return None
 
 
-def jobs_of(architectures: Sequence[int]) -> Iterator[tuple[Job, str]]:
-    """Yield every compilation with the name of its kernel."""
+def jobs_of(architectures: Sequence[int], whole: bool) -> Iterator[tuple[Job, str]]:
+    """Yield every compilation with the name of its kernel; `whole`: every variant everywhere."""
     for capability in architectures:
-        for shapes, whole in ((FULL, True), (SOME, False)):
-            for head_dim, v_head_dim, dtype in shapes:
-                for part in PARTS:
-                    found = _variants(part, head_dim, v_head_dim, dtype, capability)
-                    for index, variant in enumerate(found):
-                        if whole or variant.name == variant.kernel.__name__:
-                            yield Job(part, index, head_dim, v_head_dim, dtype, capability), variant.name
+        for head_dim, dtype in CONFIGS:
+            for part in PARTS if whole or (head_dim, dtype) in ROUTING else PARTS[1:]:
+                seen = set()
+                for index, variant in enumerate(_variants(part, head_dim, dtype, capability)):
+                    if whole or (head_dim, dtype, capability) == VARIANTS or variant.kernel not in seen:
+                        yield Job(part, index, head_dim, dtype, capability), variant.name
+                    seen.add(variant.kernel)
 
 
-def _variants(part: str, head_dim: int, v_head_dim: int, dtype: str, capability: int) -> list[Any]:
+def _variants(part: str, head_dim: int, dtype: str, capability: int) -> list[Any]:
     from sparsemoc.backends.triton.config import default_config
 
     module = importlib.import_module(f"sparsemoc.backends.triton.signatures_{part}")
-    config = default_config(max(head_dim, v_head_dim), dtype, capability)
-    found: list[Any] = module.kernels(config, head_dim, v_head_dim, dtype)
+    found: list[Any] = module.kernels(default_config(head_dim, dtype, capability), head_dim, head_dim, dtype)
     return found
 
 
@@ -109,8 +105,8 @@ def compiled(job: Job) -> Outcome:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    variant = _variants(job.part, job.head_dim, job.v_head_dim, job.dtype, job.capability)[job.index]
-    about = (variant.name, job.head_dim, job.v_head_dim, job.dtype, job.capability)
+    variant = _variants(job.part, job.head_dim, job.dtype, job.capability)[job.index]
+    about = (variant.name, job.head_dim, job.dtype, job.capability)
     source = triton.compiler.ASTSource(
         fn=variant.kernel, signature=variant.signature, constexprs=variant.constants, attrs=_aligned(variant)
     )
@@ -153,9 +149,8 @@ def _own_cache(folder: str) -> None:
 
 
 def _line(outcome: Outcome, done: int, total: int) -> str:
-    dims = f"{outcome.head_dim}/{outcome.v_head_dim}"
     return (
-        f"[{done}/{total}] sm_{outcome.capability} {outcome.dtype} {dims} {outcome.kernel}: "
+        f"[{done}/{total}] sm_{outcome.capability} {outcome.dtype} {outcome.head_dim} {outcome.kernel}: "
         f"{outcome.shared} B shared, {outcome.registers} registers, {outcome.spills} B spilled, {outcome.seconds:.1f} s"
         + ("" if outcome.problem is None else f"  CANNOT RUN: {outcome.problem}")
     )
@@ -167,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--arch", nargs="+", type=int, choices=tuple(SHARED), default=list(SHARED), metavar="SM",
                       help=f"architectures, of {', '.join(map(str, SHARED))} (default: all)")  # fmt: skip
     made.add_argument("--kernel", metavar="TEXT", default="", help="only kernels whose name holds this")
+    made.add_argument("--whole", action="store_true", help="every variant for every config and architecture: an hour")
     made.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: %(default)s)")
     made.add_argument("--out", type=Path, metavar="FILE", help="JSON lines to append to")
     return made
@@ -177,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     import triton
 
-    jobs = [job for job, name in jobs_of(asked.arch) if asked.kernel in name]
+    jobs = [job for job, name in jobs_of(asked.arch, asked.whole) if asked.kernel in name]
     wrong, start = 0, time.monotonic()
     with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(asked.jobs, initializer=_own_cache,
                                                                      initargs=(cache,)) as pool:  # fmt: skip

@@ -7,8 +7,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
-import triton
+try:
+    import torch
+    import triton
+except ModuleNotFoundError as error:
+    raise ImportError(f'{error.name} is not installed. Hint: pip install "sparsemoc[triton]"') from error
 
 from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result
 from sparsemoc.backends.triton import backward, forward, providers, routing

