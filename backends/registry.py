@@ -12,7 +12,7 @@ from sparsemoc.spec.errors import UnsupportedError, describe, did_you_mean, one_
 #: Our own backends, best first: name -> module that holds BACKEND. Third parties add theirs by entry point.
 BUILT_IN = {
     "numba": "sparsemoc.backends.numba",
-    "triton": "sparsemoc.backends.triton.backend",
+    "triton": "sparsemoc.backends.triton.entry",
     "reference": "sparsemoc.backends.reference",
 }
 #: Entry-point group; each entry is a name and "module:BACKEND".

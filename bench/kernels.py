@@ -36,8 +36,9 @@ CONFIGS = (
 )  # fmt: skip
 #: Those of them for which the routing kernels are compiled: their tiles are the same in every config.
 ROUTING = ((128, "bfloat16"), (256, "float32"))
-#: Where every variant is compiled; elsewhere the first of each kernel.
+#: Where every variant is compiled; elsewhere the first of each kernel, and those that a default call runs.
 VARIANTS = (128, "bfloat16", 90)
+USUAL = ("grads add_dq",)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def jobs_of(architectures: Sequence[int], whole: bool) -> Iterator[tuple[Job, st
             for part in PARTS if whole or (head_dim, dtype) in ROUTING else PARTS[1:]:
                 seen = set()
                 for index, variant in enumerate(_variants(part, head_dim, dtype, capability)):
-                    if whole or (head_dim, dtype, capability) == VARIANTS or variant.kernel not in seen:
+                    usual = variant.kernel not in seen or variant.name in USUAL
+                    if whole or (head_dim, dtype, capability) == VARIANTS or usual:
                         yield Job(part, index, head_dim, dtype, capability), variant.name
                     seen.add(variant.kernel)
 

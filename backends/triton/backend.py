@@ -7,11 +7,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-try:
-    import torch
-    import triton
-except ModuleNotFoundError as error:
-    raise ImportError(f'{error.name} is not installed. Hint: pip install "sparsemoc[triton]"') from error
+import torch
+import triton
 
 from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result
 from sparsemoc.backends.triton import backward, forward, providers, routing
@@ -20,6 +17,7 @@ from sparsemoc.backends.triton.device import DeviceTables, device_tables
 from sparsemoc.backends.triton.kernels.tile import INTERPRET
 from sparsemoc.backends.triton.lengths import Ends, ends_of
 from sparsemoc.backends.triton.tables import geometry
+from sparsemoc.backends.triton.workspace import DEFAULT
 from sparsemoc.spec.layout import Layout
 
 #: Oldest GPUs with bfloat16 matrix products.
@@ -165,7 +163,7 @@ def _on(problem: Problem, array: Any) -> Iterator[Any]:
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
                 f"triton: out of memory for {problem}. {error} Hint: temporary memory beside inputs and outputs is "
-                "kept under Options(max_workspace=bytes), 1 GiB where None; a smaller number makes more, smaller steps."
+                f"kept under Options(max_workspace=bytes), {DEFAULT} where None; less makes more, smaller steps."
             ) from error
 
 
@@ -197,13 +195,3 @@ def _memory_refuses(problem: Problem, config: TritonConfig) -> str | None:
     if least > most:
         return f"needs {least} bytes of workspace for one batch row and key head, more than max_workspace = {most}"
     return None
-
-
-if not INTERPRET.value and not torch.cuda.is_available():
-    raise ImportError(
-        "torch finds no CUDA device. Hint: TRITON_INTERPRET=1, set before Python starts, runs the kernels on the CPU, "
-        "for tests"
-    )
-if torch.version.hip is not None:
-    raise ImportError("it is made for NVIDIA GPUs, and this torch is built for ROCm")
-BACKEND = TritonBackend()

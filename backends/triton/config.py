@@ -69,7 +69,7 @@ class TritonConfig:
 
 
 #: Compute capabilities whose blocks have 160 KB of shared memory and more; those that multiply by groups of warps.
-_LARGE, _WARPGROUPS = (80, 87, 90, 100, 103), (90, 100, 103)
+_LARGE, _WARPGROUPS, _TENSOR_MEMORY = (80, 87, 90, 100, 103), (90, 100, 103), (100, 103)
 
 
 def default_config(head_dim: int, dtype: str, capability: int) -> TritonConfig:
@@ -82,9 +82,11 @@ def default_config(head_dim: int, dtype: str, capability: int) -> TritonConfig:
         return _float32(head_dim)
     if head_dim > 128:
         stages = 2 if capability in _LARGE else 1
+        # With accumulators in tensor memory, 64 rows leave too few registers for what is made of them.
+        query_rows = 32 if capability in _TENSOR_MEMORY else 64
         return TritonConfig(
             anchor_rows=64, anchor_keys=32, anchor_stages=2, routed_rows=64, routed_keys=32, routed_stages=2,
-            grad_rows=32, grad_keys=32, grad_stages=stages, grad_query_rows=64, grad_query_keys=32,
+            grad_rows=32, grad_keys=32, grad_stages=stages, grad_query_rows=query_rows, grad_query_keys=32,
             grad_query_stages=stages,
         )  # fmt: skip
     if capability in _WARPGROUPS:

@@ -9,7 +9,7 @@ import torch
 
 LOG2_E = 1.4426950408889634
 #: Bytes of partial results at a time, where the caller sets no limit.
-DEFAULT = 2**30
+DEFAULT = 3 * 2**28
 #: Most batch rows, and most heads, of a grid.
 _GRID = 65535
 

@@ -192,12 +192,15 @@ def test_a_section_that_breaks_stops_no_other(load: Load, monkeypatch: pytest.Mo
     assert (left_out["kind"], left_out["section"]) == ("skip", "fine")
 
 
+@needs_torch
 def test_what_compares_runs_at_the_same_time_and_what_times_alone(load: Load) -> None:
     sections = load("sections")
     batches = [[one.name for one in batch] for batch in sections.batches(sections.NAMES, True)]
     assert batches[0] == ["prepare", "determinism", "graphs", "conformance"]
     assert [len(batch) for batch in batches[1:]] == [1] * (len(sections.NAMES) - 3)
     assert [[one.name for one in batch] for batch in sections.batches(["wan"], False)] == [["wan"]]
+    assert load("prepare").names(["stages", "wan"], False) == ["paper", "flashmoba", "wan"]
+    assert load("prepare").names(["graphs", "routed"], False) == ["65536", "181322"]
     full = load("report").Setup("cuda", False, True)
     shared = sections.shared_out(["a", "b", "c"], full, 1, 2, 100.0)
     assert shared == [{"names": [name], "seconds": 17.0} for name in "abc"]
@@ -378,7 +381,7 @@ def test_comparisons_stages_and_preparation_run(on_cpu: Load) -> None:
     rows = _told(on_cpu, "determinism", on_cpu("exact").determinism)
     rows += _told(on_cpu, "graphs", on_cpu("graphs").graphs)
     rows += _told(on_cpu, "stages", on_cpu("stages").stages)
-    for name in on_cpu("prepare").names(True):
+    for name in on_cpu("prepare").names(on_cpu("sections").NAMES, True):
         rows += _told(on_cpu, "prepare", partial(on_cpu("prepare").prepare, name=name))
     assert not on_cpu("table").failures(rows)
     assert {row["kind"] for row in rows} == {"check", "skip", "time"}

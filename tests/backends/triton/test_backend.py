@@ -13,15 +13,18 @@ import pytest
 import torch
 
 import sparsemoc as moc
+from sparsemoc.backends import Problem
 from sparsemoc.backends.triton import backend, forward
 from sparsemoc.backends.triton.config import TritonConfig, default_config
+from sparsemoc.backends.triton.entry import BACKEND
 
 SPEC = moc.RoutingSpec(chunks=moc.Chunks(size=8), top_k=2, anchors=("chunk",))
 
 
-def qkv(tokens: int = 40, head_dim: int = 8, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, ...]:
+def qkv(tokens: int = 40, head_dim: int = 8, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
     made = torch.Generator().manual_seed(0)
-    return tuple(torch.randn((1, tokens, 2, head_dim), generator=made).to(dtype, **options) for _ in range(3))
+    q, k, v = (torch.randn((1, tokens, 2, head_dim), generator=made).to(dtype) for _ in range(3))
+    return q, k, v
 
 
 def attention(*arrays: Any, spec: moc.RoutingSpec = SPEC, **options: Any) -> Any:
@@ -49,9 +52,8 @@ def test_gradients_flow_through_autograd() -> None:
     q, k, v = (x.requires_grad_() for x in qkv())
     out, lse = attention(q, k, v, return_lse=True)
     grads = torch.autograd.grad((out * 2).sum() + lse.sum(), (q, k, v))
-    wanted = moc.attention_grads(
-        *(x.detach() for x in (q, k, v)), SPEC, torch.full_like(out, 2), d_lse=torch.ones_like(lse), backend="reference"
-    )
+    d_out, d_lse = torch.full_like(out, 2), torch.ones_like(lse)
+    wanted = moc.attention_grads(q, k, v, SPEC, d_out, d_lse=d_lse, backend="reference")
     for grad, one in zip(grads, wanted, strict=True):
         torch.testing.assert_close(grad, one, rtol=1e-4, atol=1e-5)
 
@@ -105,14 +107,12 @@ def test_a_workspace_that_it_says_is_enough_is_enough() -> None:
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_capability", lambda device: 75)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    monkeypatch.setattr(
-        backend.BACKEND, "capabilities", replace(backend.BACKEND.capabilities, devices=("cuda",)), raising=True
-    )
-    assert backend.BACKEND.refuses(_problem("cuda")) == "runs on GPUs from sm_80 on, not on Tesla T4 (sm_75)"
+    monkeypatch.setattr(BACKEND, "capabilities", replace(BACKEND.capabilities, devices=("cuda",)))
+    assert BACKEND.refuses(_problem("cuda")) == "runs on GPUs from sm_80 on, not on Tesla T4 (sm_75)"
 
 
 def _problem(device: str) -> Any:
-    return backend.Problem(
+    return Problem(
         plan=moc.plan(SPEC, tokens=40), framework="torch", device=device, dtype="float16", batch=1, heads=2, kv_heads=2,
         head_dim=8, v_head_dim=8,
     )  # fmt: skip
@@ -126,7 +126,7 @@ def test_out_of_memory_says_which_option_lowers_it(monkeypatch: pytest.MonkeyPat
     with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 20\.00 GiB") as caught:
         attention(*qkv())
     assert "float32 on cpu (torch), heads 2/2, head_dim 8/8" in str(caught.value)
-    assert "Options(max_workspace=bytes)" in str(caught.value)
+    assert "Options(max_workspace=bytes), 805306368 where None" in str(caught.value)
 
 
 def test_without_a_gpu_it_is_absent_and_says_why() -> None:
@@ -134,13 +134,13 @@ def test_without_a_gpu_it_is_absent_and_says_why() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "torch finds no CUDA device" in done.stdout
+    assert "there is no NVIDIA driver" in done.stdout or "finds no CUDA device" in done.stdout
     assert "TRITON_INTERPRET=1" in done.stdout
 
 
 def test_version_names_triton_and_how_it_runs() -> None:
-    assert backend.BACKEND.version().startswith("triton 3.")
-    assert backend.BACKEND.version().endswith("interpreted")
+    assert BACKEND.version().startswith("triton 3.")
+    assert BACKEND.version().endswith("interpreted")
 
 
 def test_a_config_of_the_caller_is_taken_and_changes_no_value_much() -> None:
@@ -153,7 +153,7 @@ def test_a_config_of_the_caller_is_taken_and_changes_no_value_much() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_the_search_space_starts_with_the_default(capability: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_capability", lambda device: capability)
-    space = backend.BACKEND.search_space(_problem("cpu"))
+    space = BACKEND.search_space(_problem("cpu"))
     assert space[0] == default_config(8, "float16", capability)
     assert len(set(space)) == len(space) > 3
 

@@ -1,0 +1,56 @@
+"""What is compiled without a GPU, and what counts as a kernel that cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import pytest
+
+from bench import kernels
+
+needs_triton = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("torch", "triton")), reason="needs torch and triton"
+)
+FINE = kernels.Outcome("merge", 128, "bfloat16", 89, 1.0, shared=99 * 1024, registers=255, spills=0)
+
+
+def test_a_kernel_that_fits_has_no_problem() -> None:
+    assert FINE.problem is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"shared": 99 * 1024 + 1}, "101377 bytes of shared memory, more than 101376"),
+        ({"registers": 256}, "256 registers, more than 255"),
+        ({"spills": 385}, "385 bytes of spills, more than 384"),
+        ({"kernel": "grads split", "spills": 769}, "769 bytes of spills, more than 768"),
+        ({"error": "CompilationError: at 3:4"}, "CompilationError: at 3:4"),
+    ],
+)
+def test_a_kernel_that_cannot_run_says_why(change: dict[str, object], told: str) -> None:
+    assert replace(FINE, **change).problem == told  # type: ignore[arg-type]
+
+
+def test_a_masked_kernel_may_spill_more() -> None:
+    assert replace(FINE, kernel="grads split", spills=385).problem is None
+
+
+@needs_triton
+def test_every_kernel_is_compiled_for_every_architecture() -> None:
+    own = {
+        "pool_kernel", "candidates_kernel", "split_kernel", "route_kernel", "drop_kernel", "count_kernel",
+        "place_kernel", "attend_anchors", "attend_routed", "merge", "row_constants", "grads", "join_segments",
+        "anchor_query_grads", "routed_query_grads", "join_query_grads",
+    }  # fmt: skip
+    for capability in kernels.SHARED:
+        named = {name.replace("-", " ").split()[0] for _, name in kernels.jobs_of([capability], whole=False)}
+        assert named == own
+
+
+@needs_triton
+def test_every_shipped_config_and_the_usual_gradients_are_compiled() -> None:
+    found = [(job, name) for job, name in kernels.jobs_of([120], whole=False)]
+    assert {(job.head_dim, job.dtype) for job, _ in found} == set(kernels.CONFIGS)
+    assert sum(name == "grads add_dq" for _, name in found) == len(kernels.CONFIGS)
