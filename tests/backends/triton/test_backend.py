@@ -27,8 +27,8 @@ def qkv(tokens: int = 40, head_dim: int = 8, dtype: torch.dtype = torch.float32)
     return q, k, v
 
 
-def attention(*arrays: Any, spec: moc.RoutingSpec = SPEC, **options: Any) -> Any:
-    return moc.attention(*arrays, spec, backend="triton", **options)
+def attention(q: Any, k: Any, v: Any, spec: moc.RoutingSpec = SPEC, **options: Any) -> Any:
+    return moc.attention(q, k, v, spec, backend="triton", **options)
 
 
 def refused(call: Callable[[], Any]) -> str:
