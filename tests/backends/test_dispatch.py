@@ -109,9 +109,9 @@ def test_auto_lists_every_reason() -> None:
 def test_auto_gives_what_a_backend_gives() -> None:
     q, k, v = _arrays()
     out = moc.attention(q, k, v, SPEC)
-    named = [
-        moc.attention(q, k, v, SPEC, backend=name) for name, absent in moc.available_backends().items() if not absent
-    ]
+    present = [get_backend(name) for name, absent in moc.available_backends().items() if not absent]
+    takes = [one for one in present if "numpy" in one.capabilities.frameworks]
+    named = [moc.attention(q, k, v, SPEC, backend=one) for one in takes]
     assert any(np.array_equal(out, other) for other in named)
 
 
