@@ -39,6 +39,8 @@ ROUTING = ((128, "bfloat16"), (256, "float32"))
 #: Where every variant is compiled; elsewhere the first of each kernel, and those that a default call runs.
 VARIANTS = (128, "bfloat16", 90)
 USUAL = ("grads add_dq",)
+#: Names of kernels with the longest lists that a tile takes: they compile for ten seconds each, so only where asked.
+LONGEST = "512slots"
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,18 @@ class Outcome:
         return None
 
 
-def jobs_of(architectures: Sequence[int], whole: bool) -> Iterator[tuple[Job, str]]:
+def jobs_of(
+    architectures: Sequence[int], configs: Sequence[tuple[int, str]] = CONFIGS, whole: bool = False
+) -> Iterator[tuple[Job, str]]:
     """Yield every compilation with the name of its kernel; `whole`: every variant everywhere."""
     for capability in architectures:
-        for head_dim, dtype in CONFIGS:
+        for head_dim, dtype in configs:
             for part in PARTS if whole or (head_dim, dtype) in ROUTING else PARTS[1:]:
                 seen = set()
                 for index, variant in enumerate(_variants(part, head_dim, dtype, capability)):
                     usual = variant.kernel not in seen or variant.name in USUAL
-                    if whole or (head_dim, dtype, capability) == VARIANTS or usual:
+                    every = (head_dim, dtype, capability) == VARIANTS and not variant.name.endswith(LONGEST)
+                    if whole or every or usual:
                         yield Job(part, index, head_dim, dtype, capability), variant.name
                     seen.add(variant.kernel)
 
@@ -165,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
                       help=f"architectures, of {', '.join(map(str, SHARED))} (default: all)")  # fmt: skip
     made.add_argument("--kernel", metavar="TEXT", default="", help="only kernels whose name holds this")
     made.add_argument("--whole", action="store_true", help="every variant for every config and architecture: an hour")
+    made.add_argument("--few", action="store_true", help="only head_dim 128, for a second Triton version")
     made.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: %(default)s)")
     made.add_argument("--out", type=Path, metavar="FILE", help="JSON lines to append to")
     return made
@@ -175,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     import triton
 
-    jobs = [job for job, name in jobs_of(asked.arch, asked.whole) if asked.kernel in name]
+    configs = [(head_dim, dtype) for head_dim, dtype in CONFIGS if head_dim == 128 or not asked.few]
+    jobs = [job for job, name in jobs_of(asked.arch, configs, asked.whole) if asked.kernel in name]
     wrong, start = 0, time.monotonic()
     with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(asked.jobs, initializer=_own_cache,
                                                                      initargs=(cache,)) as pool:  # fmt: skip

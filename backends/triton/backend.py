@@ -80,6 +80,15 @@ class TritonBackend:
         ]
         return [first, *(found for change in changes if (found := replace(first, **change)) != first)]
 
+    def workspace(self, problem: Problem, *, config: TritonConfig | None = None) -> int:
+        """Return the bytes of partial results that a call without padding holds at a time.
+
+        `Options.max_workspace` limits them; a call of several batch rows and key heads is cut until they fit.
+        """
+        need = _least_workspace(problem, config or self.default_config(problem))
+        limit = DEFAULT if problem.options.max_workspace is None else problem.options.max_workspace
+        return need * min(problem.batch * problem.kv_heads, max(1, limit // max(need, 1)))
+
     def pool(self, problem: Problem, k: Any, key_lengths: Any, *, config: TritonConfig | None = None) -> Any:
         """Return the mean key of each chunk, float32 (batch, kv_heads, chunks, head_dim); 0 where it has no key."""
         with _on(problem, k) as tables_of:
@@ -184,14 +193,15 @@ def _capability(device: str) -> int:
     return 10 * int(major) + int(minor)
 
 
+def _least_workspace(problem: Problem, config: TritonConfig) -> int:
+    """Return the bytes of partial results of one batch row and key head."""
+    least = forward.least_workspace(problem, config)
+    return max(least, backward.least_workspace(problem, config)) if problem.backward else least
+
+
 def _memory_refuses(problem: Problem, config: TritonConfig) -> str | None:
     """Refuse a limit on temporary memory that not even one batch row and key head fits."""
     most = problem.options.max_workspace
-    if most is None:
-        return None
-    least = forward.least_workspace(problem, config)
-    if problem.backward:
-        least = max(least, backward.least_workspace(problem, config))
-    if least > most:
+    if most is not None and (least := _least_workspace(problem, config)) > most:
         return f"needs {least} bytes of workspace for one batch row and key head, more than max_workspace = {most}"
     return None

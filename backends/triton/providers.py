@@ -7,6 +7,8 @@ obeyed or refused with a reason; or "auto", which is "own" until a measurement s
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any, Protocol
 
 import torch
@@ -41,16 +43,15 @@ class Provider(Protocol):
         """
 
 
-class Sdpa:
-    """PyTorch's flash attention, called below `scaled_dot_product_attention`, which does not return the lse."""
+class _Dense:
+    """What the dense kernels for GPUs share: 16-bit dtypes and one head_dim, a multiple of 8."""
 
-    name = "sdpa"
     least_pairs = 2**20
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why it cannot attend the problem's rectangles, or None."""
-        if problem.device == "cpu":
-            return None if problem.head_dim == problem.v_head_dim else _unequal(problem)
+        if problem.device != "cuda":
+            return f"runs on cuda, not {problem.device}"
         if problem.dtype not in ("float16", "bfloat16"):
             return f"takes float16 and bfloat16, not {problem.dtype}"
         if problem.head_dim != problem.v_head_dim:
@@ -60,6 +61,18 @@ class Sdpa:
         if problem.deterministic:
             return "splits keys by the size of the batch, which deterministic results may not depend on"
         return None
+
+
+class Sdpa(_Dense):
+    """PyTorch's flash attention, called below `scaled_dot_product_attention`, which does not return the lse."""
+
+    name = "sdpa"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why it cannot attend the problem's rectangles, or None; on the CPU it takes every dtype."""
+        if problem.device == "cpu":
+            return None if problem.head_dim == problem.v_head_dim else _unequal(problem)
+        return super().refuses(problem)
 
     def attend(self, q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
         """Return out and lse of full attention; see `Provider`."""
@@ -72,8 +85,51 @@ class Sdpa:
         return out, lse
 
 
+class Cudnn(_Dense):
+    """cuDNN's attention, by the operator of torch that returns its lse."""
+
+    name = "cudnn"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why it cannot attend the problem's rectangles, or None."""
+        if reason := super().refuses(problem):
+            return reason
+        if not torch.backends.cudnn.is_available():
+            return "needs a torch with cuDNN"
+        if problem.group > 1:
+            return f"takes as many key heads as query heads, not {problem.kv_heads} and {problem.heads}"
+        return None
+
+    def attend(self, q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
+        """Return out and lse of full attention; see `Provider`."""
+        q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+        found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
+        return found[0], found[1].reshape(q.shape[:3])
+
+
+class FlashAttention(_Dense):
+    """The packages of FlashAttention: that for Hopper GPUs where it is installed, else that for all."""
+
+    name = "flash_attn"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Return why it cannot attend the problem's rectangles, or None."""
+        return super().refuses(problem) or (None if self._package() else "needs the package flash-attn")
+
+    def attend(self, q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
+        """Return out and lse of full attention; see `Provider`. The package takes tokens before heads."""
+        module = importlib.import_module(str(self._package()))
+        queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
+        found = module.flash_attn_func(queries, keys, values, softmax_scale=scale, return_attn_probs=True)
+        return found[0].transpose(1, 2), found[1]
+
+    def _package(self) -> str | None:
+        names = ("flash_attn_interface", "flash_attn")
+        return next((name for name in names if importlib.util.find_spec(name) is not None), None)
+
+
 #: By name; "own" is not among them.
-PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in (Sdpa(),)}
+PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in (Sdpa(), Cudnn(), FlashAttention())}
 
 
 def refuses(problem: Problem, geometry: Geometry, padded: bool = False) -> str | None:

@@ -45,12 +45,12 @@ def test_every_kernel_is_compiled_for_every_architecture() -> None:
         "anchor_query_grads", "routed_query_grads", "join_query_grads",
     }  # fmt: skip
     for capability in kernels.SHARED:
-        named = {name.replace("-", " ").split()[0] for _, name in kernels.jobs_of([capability], whole=False)}
+        named = {name.replace("-", " ").split()[0] for _, name in kernels.jobs_of([capability])}
         assert named == own
 
 
 @needs_triton
 def test_every_shipped_config_and_the_usual_gradients_are_compiled() -> None:
-    found = [(job, name) for job, name in kernels.jobs_of([120], whole=False)]
+    found = [(job, name) for job, name in kernels.jobs_of([120])]
     assert {(job.head_dim, job.dtype) for job, _ in found} == set(kernels.CONFIGS)
     assert sum(name == "grads add_dq" for _, name in found) == len(kernels.CONFIGS)

@@ -76,11 +76,16 @@ def test_more_routes_than_a_list_holds_are_refused() -> None:
     assert "keeps at most 512 routes to a query, not 513" in refused(lambda: attention(*qkv(520), spec=spec))
 
 
-@pytest.mark.parametrize("engine", ["sdpa", "flash"])
-def test_an_anchor_engine_is_obeyed_or_refused(engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        ("sdpa", "the spec has no anchors"),
+        ("flash", 'has the anchor engines own, sdpa, cudnn, flash_attn, not "flash"'),
+    ],
+)
+def test_an_anchor_engine_is_obeyed_or_refused(engine: str, reason: str) -> None:
     spec = moc.RoutingSpec(chunks=moc.Chunks(size=8), top_k=2, anchors=())
-    text = refused(lambda: attention(*qkv(), spec=spec, options=moc.Options(anchors=engine)))
-    assert {"sdpa": "the spec has no anchors", "flash": 'has the anchor engines own, sdpa, not "flash"'}[engine] in text
+    assert reason in refused(lambda: attention(*qkv(), spec=spec, options=moc.Options(anchors=engine)))
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -102,6 +107,14 @@ def test_a_workspace_that_it_says_is_enough_is_enough() -> None:
     text = refused(lambda: attention(*arrays, options=moc.Options(max_workspace=64)))
     least = int(text.partition("needs ")[2].partition(" bytes")[0])
     assert torch.equal(attention(*arrays, options=moc.Options(max_workspace=least)), attention(*arrays))
+
+
+def test_the_workspace_is_told_and_kept_under_the_limit() -> None:
+    one = _problem("cpu")
+    least = BACKEND.workspace(one) // 2  # two key heads fit the default limit at once
+    assert BACKEND.workspace(replace(one, options=moc.Options(max_workspace=2 * least - 1))) == least
+    assert BACKEND.workspace(replace(one, options=moc.Options(max_workspace=2 * least))) == 2 * least
+    assert BACKEND.workspace(replace(one, backward=True)) >= 2 * least
 
 
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -87,3 +88,51 @@ def test_lse_is_the_natural_log_of_the_sum() -> None:
     logits = q @ k.transpose(2, 3) * 0.3
     torch.testing.assert_close(lse, torch.logsumexp(logits, 3))
     torch.testing.assert_close(out, torch.softmax(logits, 3) @ v)
+
+
+class _Package:
+    """FlashAttention's function over torch's own kernel: tokens before heads, and a third result nobody needs."""
+
+    @staticmethod
+    def flash_attn_func(q: Any, k: Any, v: Any, *, softmax_scale: float, return_attn_probs: bool) -> tuple[Any, ...]:
+        assert return_attn_probs
+        out, lse = providers.Sdpa().attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale)
+        return out.transpose(1, 2), lse, None
+
+
+def test_flash_attn_is_given_tokens_before_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers.FlashAttention, "_package", lambda self: "flash_attn")
+    monkeypatch.setattr(importlib, "import_module", lambda name: _Package)
+    q, k, v = (torch.randn(1, heads, tokens, 8) for heads, tokens in ((4, 5), (2, 7), (2, 7)))
+    found, wanted = (engine.attend(q, k, v, 0.3) for engine in (providers.FlashAttention(), providers.Sdpa()))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "reason"),
+    [
+        ("cudnn", {"device": "cpu"}, "runs on cuda, not cpu"),
+        ("cudnn", {"dtype": "float32"}, "takes float16 and bfloat16, not float32"),
+        ("cudnn", {}, "takes as many key heads as query heads, not 1 and 2"),
+        ("flash_attn", {"head_dim": 12, "v_head_dim": 12}, "takes multiples of 8 as head_dim, not 12"),
+        ("flash_attn", {"v_head_dim": 16}, "takes one head_dim for keys and values, not 8 and 16"),
+        ("flash_attn", {"deterministic": True}, "splits keys by the size of the batch"),
+        ("flash_attn", {}, "needs the package flash-attn"),
+    ],
+)
+def test_a_dense_kernel_refuses_what_it_cannot(
+    engine: str, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(providers.FlashAttention, "_package", lambda self: None)
+    call = replace(forward.call_of(problem()), **{"device": "cuda", "dtype": "float16", **changes})
+    found = providers.PROVIDERS[engine].refuses(call)
+    assert found is not None
+    assert reason in found
+
+
+def test_what_cudnn_can_do_it_does_not_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    call = replace(forward.call_of(problem()), device="cuda", dtype="bfloat16", kv_heads=2)
+    assert providers.PROVIDERS["cudnn"].refuses(call) is None
