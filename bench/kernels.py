@@ -34,7 +34,9 @@ CONFIGS = (
     (128, "bfloat16"), (64, "bfloat16"), (256, "bfloat16"), (128, "float16"), (128, "float32"), (64, "float32"),
     (256, "float32"),
 )  # fmt: skip
-#: Those of them for which the routing kernels are compiled: their tiles are the same in every config.
+#: Those of --few.
+FEW = ((128, "bfloat16"), (256, "float32"))
+#: Those of CONFIGS for which the routing kernels are compiled: their tiles are the same in every config.
 ROUTING = ((128, "bfloat16"), (256, "float32"))
 #: Where every variant is compiled; elsewhere the first of each kernel, and those that a default call runs.
 VARIANTS = (128, "bfloat16", 90)
@@ -170,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
                       help=f"architectures, of {', '.join(map(str, SHARED))} (default: all)")  # fmt: skip
     made.add_argument("--kernel", metavar="TEXT", default="", help="only kernels whose name holds this")
     made.add_argument("--whole", action="store_true", help="every variant for every config and architecture: an hour")
-    made.add_argument("--few", action="store_true", help="only head_dim 128, for a second Triton version")
+    made.add_argument("--few", action="store_true", help="two configs, for a second Triton version")
     made.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: %(default)s)")
     made.add_argument("--out", type=Path, metavar="FILE", help="JSON lines to append to")
     return made
@@ -181,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     import triton
 
-    configs = [(head_dim, dtype) for head_dim, dtype in CONFIGS if head_dim == 128 or not asked.few]
+    configs = FEW if asked.few else CONFIGS
     jobs = [job for job, name in jobs_of(asked.arch, configs, asked.whole) if asked.kernel in name]
     wrong, start = 0, time.monotonic()
     with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(asked.jobs, initializer=_own_cache,

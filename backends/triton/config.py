@@ -79,7 +79,7 @@ def default_config(head_dim: int, dtype: str, capability: int) -> TritonConfig:
     architecture: `python -m bench.kernels` repeats it. What is fastest only a GPU can tell.
     """
     if dtype == "float32":
-        return _float32(head_dim)
+        return _float32(head_dim, capability)
     if head_dim > 128:
         stages = 2 if capability in _LARGE else 1
         # With accumulators in tensor memory, 64 rows leave too few registers for what is made of them.
@@ -101,11 +101,14 @@ def default_config(head_dim: int, dtype: str, capability: int) -> TritonConfig:
     return TritonConfig(grad_rows=64, grad_keys=64, grad_query_rows=64, grad_stages=1 if dtype == "float16" else 2)
 
 
-def _float32(head_dim: int) -> TritonConfig:
+def _float32(head_dim: int, capability: int) -> TritonConfig:
     """Return the config for float32: products are made of three, whose operands take as many registers."""
     rows, keys = (64, 32) if head_dim <= 64 else (32, 32) if head_dim <= 128 else (16, 16)
+    grad_keys = keys if capability in _LARGE or head_dim <= 64 else 16
     return TritonConfig(
         anchor_rows=rows, anchor_keys=keys, anchor_stages=2, routed_rows=rows, routed_keys=keys, routed_stages=2,
-        grad_rows=16, grad_keys=keys, grad_stages=1, grad_query_rows=min(rows, 32), grad_query_keys=keys,
+        grad_rows=16, grad_keys=grad_keys, grad_stages=1, grad_query_rows=min(rows, 32), grad_query_keys=keys,
         grad_query_stages=1,
+        # The slopes take the shared memory that the fifth product would need.
+        grad_atomic=capability in _LARGE or head_dim <= 128,
     )  # fmt: skip

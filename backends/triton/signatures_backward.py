@@ -44,6 +44,8 @@ def kernels(config: TritonConfig, head_dim: int, v_head_dim: int, dtype: str) ->
         found.append(_variant(routed_query_grads, shape | rows | keys | flags, own, {}, *fixed))
     tile = {"BLOCK_M": config.grad_rows, "BLOCK_N": config.grad_keys}
     for flags in _flags("PADDED", "PARTIAL", "SPLIT", "ADD_DQ"):
+        if flags["ADD_DQ"] and not config.grad_atomic:
+            continue
         sums = {"dq": "*fp32"}
         found.append(_variant(grads, shape | tile | flags, own, sums, config.grad_warps, config.grad_stages))
     for width, block in sorted({(shape["HEAD_DIM"], shape["BLOCK_D"]), (shape["V_HEAD_DIM"], shape["BLOCK_DV"])}):
