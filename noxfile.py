@@ -68,12 +68,12 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("triton", [OLDEST_TRITON, NEWEST_TRITON])
-def kernels(session: nox.Session, triton: str) -> None:
-    """Compile every Triton kernel for every architecture, without a GPU; arguments go to `python -m bench.kernels`."""
-    session.install("-e", ".", *dependency_groups(PYPROJECT, "test-torch"), f"triton=={triton}")
-    few = () if triton == NEWEST_TRITON else ("--few",)
-    session.run("python", "-m", "bench.kernels", *few, *session.posargs)
+def kernels(session: nox.Session) -> None:
+    """Compile the Triton kernels for every architecture, without a GPU; arguments go to `python -m bench.kernels`."""
+    session.install("-e", ".", *dependency_groups(PYPROJECT, "test-torch"))
+    for version, few in ((OLDEST_TRITON, ["--few"]), (NEWEST_TRITON, [])):
+        session.install(f"triton=={version}")
+        session.run("python", "-m", "bench.kernels", *few, *session.posargs)
 
 
 @nox.session(default=False)

@@ -38,7 +38,7 @@ CONFIGS = (
 FEW = ((128, "bfloat16"), (256, "float32"))
 #: Those of CONFIGS for which the routing kernels are compiled: their tiles are the same in every config.
 ROUTING = ((128, "bfloat16"), (256, "float32"))
-#: Where every variant is compiled; elsewhere the first of each kernel, and those that a default call runs.
+#: Where every variant is compiled; elsewhere one of each kernel, the first or the one that a default call runs.
 VARIANTS = (128, "bfloat16", 90)
 USUAL = ("grads add_dq",)
 #: Names of kernels with the longest lists that a tile takes: they compile for ten seconds each, so only where asked.
@@ -92,13 +92,22 @@ def jobs_of(
     for capability in architectures:
         for head_dim, dtype in configs:
             for part in PARTS if whole or (head_dim, dtype) in ROUTING else PARTS[1:]:
-                seen = set()
-                for index, variant in enumerate(_variants(part, head_dim, dtype, capability)):
-                    usual = variant.kernel not in seen or variant.name in USUAL
-                    every = (head_dim, dtype, capability) == VARIANTS and not variant.name.endswith(LONGEST)
-                    if whole or every or usual:
-                        yield Job(part, index, head_dim, dtype, capability), variant.name
-                    seen.add(variant.kernel)
+                variants = _variants(part, head_dim, dtype, capability)
+                every = configs is CONFIGS and (head_dim, dtype, capability) == VARIANTS
+                chosen = set(range(len(variants))) if whole else _chosen(variants, every)
+                for index in sorted(chosen):
+                    yield Job(part, index, head_dim, dtype, capability), variants[index].name
+
+
+def _chosen(variants: list[Any], every: bool) -> set[int]:
+    """Return which variants to compile: every one but the longest lists, or for each kernel the one usually run."""
+    if every:
+        return {index for index, one in enumerate(variants) if not one.name.endswith(LONGEST)}
+    first: dict[Any, int] = {}
+    for index, one in enumerate(variants):
+        if one.kernel not in first or one.name in USUAL:
+            first[one.kernel] = index
+    return set(first.values())
 
 
 def _variants(part: str, head_dim: int, dtype: str, capability: int) -> list[Any]:

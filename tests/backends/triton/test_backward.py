@@ -103,13 +103,13 @@ def small(spec: moc.RoutingSpec = SPEC, **changes: Any) -> Problem:
     return Problem(spec, (STREAM,), **{**sizes, **changes})
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(problem=problems(dtypes=DTYPES, pairs=2**10), config=configs(), ordered=st.booleans())
 def test_matches_the_oracle(problem: Problem, config: TritonConfig, ordered: bool) -> None:
     check(problem, config, ordered)
 
 
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(
     problem=problems(dtypes=DTYPES, pairs=2**10, anchor=partial_anchors(), padding=True),
     config=configs(),
@@ -119,7 +119,7 @@ def test_anchors_that_split_a_chunk(problem: Problem, config: TritonConfig, orde
     check(problem, config, ordered)
 
 
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(problem=problems(dtypes=DTYPES, pairs=2**10, padding=True), ordered=st.booleans())
 def test_padding_may_hold_anything(problem: Problem, ordered: bool) -> None:
     """NaN in the padding of q, k, v, d_out and d_lse changes no bit, and gives gradients of 0."""

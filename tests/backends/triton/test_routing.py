@@ -29,7 +29,7 @@ from tests.backends.triton.routing_checks import (
 )
 
 #: The interpreter takes about half a second for a problem.
-FEW = hypothesis.settings(max_examples=15)
+FEW = hypothesis.settings(max_examples=8)
 #: Eighty tokens of three kinds, in chunks of 2: more than one mask word, more than one tile of every kernel.
 STREAM = Stream((Segment("text", 5), Segment("video", 34, shot=0), Segment("audio", 12, shot=1), Segment("video", 29)))
 LARGE = Problem(
