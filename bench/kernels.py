@@ -35,7 +35,7 @@ CONFIGS = (
     (256, "float32"),
 )  # fmt: skip
 #: Those of --few.
-FEW = ((128, "bfloat16"), (256, "float32"))
+FEW = ((128, "bfloat16"), (128, "float32"))
 #: Those of CONFIGS for which the routing kernels are compiled: their tiles are the same in every config.
 ROUTING = ((128, "bfloat16"), (256, "float32"))
 #: Where every variant is compiled; elsewhere one of each kernel, the first or the one that a default call runs.

@@ -76,7 +76,7 @@ def examples(any_backend: str) -> int:
     """Examples of a property: as the profile says, and a fraction where an interpreter takes seconds for each."""
     asked = hypothesis.settings().max_examples
     interpreted = any_backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    return max(1, asked // 25) if interpreted else asked
+    return max(1, asked // 32) if interpreted else asked
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
