@@ -34,8 +34,6 @@ CONFIGS = (
     (128, "bfloat16"), (64, "bfloat16"), (256, "bfloat16"), (128, "float16"), (128, "float32"), (64, "float32"),
     (256, "float32"),
 )  # fmt: skip
-#: Those of --few.
-FEW = ((128, "bfloat16"), (128, "float32"))
 #: Those of CONFIGS for which the routing kernels are compiled: their tiles are the same in every config.
 ROUTING = ((128, "bfloat16"), (256, "float32"))
 #: Where every variant is compiled; elsewhere one of each kernel, the first or the one that a default call runs.
@@ -85,15 +83,13 @@ class Outcome:
         return None
 
 
-def jobs_of(
-    architectures: Sequence[int], configs: Sequence[tuple[int, str]] = CONFIGS, whole: bool = False
-) -> Iterator[tuple[Job, str]]:
-    """Yield every compilation with the name of its kernel; `whole`: every variant everywhere."""
+def jobs_of(architectures: Sequence[int], whole: bool = False, few: bool = False) -> Iterator[tuple[Job, str]]:
+    """Yield every compilation with the name of its kernel; `whole`: every variant everywhere, `few`: one everywhere."""
     for capability in architectures:
-        for head_dim, dtype in configs:
+        for head_dim, dtype in CONFIGS:
             for part in PARTS if whole or (head_dim, dtype) in ROUTING else PARTS[1:]:
                 variants = _variants(part, head_dim, dtype, capability)
-                every = configs is CONFIGS and (head_dim, dtype, capability) == VARIANTS
+                every = not few and (head_dim, dtype, capability) == VARIANTS
                 chosen = set(range(len(variants))) if whole else _chosen(variants, every)
                 for index in sorted(chosen):
                     yield Job(part, index, head_dim, dtype, capability), variants[index].name
@@ -181,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
                       help=f"architectures, of {', '.join(map(str, SHARED))} (default: all)")  # fmt: skip
     made.add_argument("--kernel", metavar="TEXT", default="", help="only kernels whose name holds this")
     made.add_argument("--whole", action="store_true", help="every variant for every config and architecture: an hour")
-    made.add_argument("--few", action="store_true", help="two configs, for a second Triton version")
+    made.add_argument("--few", action="store_true", help="one variant of each kernel, in every config")
     made.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: %(default)s)")
     made.add_argument("--out", type=Path, metavar="FILE", help="JSON lines to append to")
     return made
@@ -192,8 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     import triton
 
-    configs = FEW if asked.few else CONFIGS
-    jobs = [job for job, name in jobs_of(asked.arch, configs, asked.whole) if asked.kernel in name]
+    jobs = [job for job, name in jobs_of(asked.arch, asked.whole, asked.few) if asked.kernel in name]
     wrong, start = 0, time.monotonic()
     with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(asked.jobs, initializer=_own_cache,
                                                                      initargs=(cache,)) as pool:  # fmt: skip
