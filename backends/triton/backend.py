@@ -17,7 +17,7 @@ from sparsemoc.backends.triton.device import DeviceTables, device_tables
 from sparsemoc.backends.triton.kernels.tile import INTERPRET
 from sparsemoc.backends.triton.lengths import Ends, ends_of
 from sparsemoc.backends.triton.tables import geometry
-from sparsemoc.backends.triton.workspace import DEFAULT
+from sparsemoc.backends.triton.workspace import DEFAULT, slice_size
 from sparsemoc.spec.layout import Layout
 
 #: Oldest GPUs with bfloat16 matrix products.
@@ -86,8 +86,8 @@ class TritonBackend:
         `Options.max_workspace` limits them; a call of several batch rows and key heads is cut until they fit.
         """
         need = _least_workspace(problem, config or self.default_config(problem))
-        limit = DEFAULT if problem.options.max_workspace is None else problem.options.max_workspace
-        return need * min(problem.batch * problem.kv_heads, max(1, limit // max(need, 1)))
+        rows, heads = slice_size(problem.batch, problem.kv_heads, need, problem.options.max_workspace)
+        return need * rows * heads
 
     def pool(self, problem: Problem, k: Any, key_lengths: Any, *, config: TritonConfig | None = None) -> Any:
         """Return the mean key of each chunk, float32 (batch, kv_heads, chunks, head_dim); 0 where it has no key."""

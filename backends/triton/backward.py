@@ -97,14 +97,11 @@ def _sizes(config: TritonConfig) -> Sizes:
 
 def _cut(call: Call, part: Slice) -> Call:
     """Return the part of a call that belongs to a slice."""
-    ends = call.ends
-    if ends.stride:
-        ends = ends._replace(stops=part.batch(ends.stops), ends=part.batch(ends.ends))
     rows = {name: part.heads(getattr(call, name), 2) for name in ("q", "d_out", "out", "dq")}
     keys = {name: part.kv_heads(getattr(call, name), 2) for name in ("k", "v", "dk", "dv")}
     lists = {name: part.heads(getattr(call, name), 1) for name in ("lse", "selected")}
     d_lse = None if call.d_lse is None else part.heads(call.d_lse, 1)
-    return call._replace(ends=ends, d_lse=d_lse, **rows, **keys, **lists)
+    return call._replace(ends=part.ends(call.ends), d_lse=d_lse, **rows, **keys, **lists)
 
 
 def _backward_slice(call: Call) -> None:

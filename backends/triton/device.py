@@ -11,7 +11,7 @@ import torch
 
 from sparsemoc.backends.triton.candidates import Candidates, Near, candidates, envelope, near
 from sparsemoc.backends.triton.lengths import Ends, ends_of
-from sparsemoc.backends.triton.tables import Geometry, Keys, Rectangles, Runs, Units, geometry
+from sparsemoc.backends.triton.tables import Geometry, Keys, Runs, Units, geometry
 from sparsemoc.spec.philox import poisson_table
 from sparsemoc.spec.plan import Plan
 
@@ -32,7 +32,7 @@ class DeviceTables:
 
     Attributes:
         geometry: all of them on the host.
-        keys, runs, units, rectangles: those of `geometry` as torch tensors on `device`.
+        keys, runs, units: those of `geometry` as torch tensors on `device`.
         near: the chunks that token windows may reach, on the device.
         unpadded: the candidates of a call without padding.
         device: where the tensors are.
@@ -43,7 +43,6 @@ class DeviceTables:
     keys: Keys
     runs: Runs
     units: Units
-    rectangles: Rectangles
     near: Near
     unpadded: Candidates
     device: torch.device
@@ -74,12 +73,12 @@ def device_tables(plan: Plan, padded: bool, device: torch.device) -> DeviceTable
     cannot be captured in a CUDA graph. Later calls do neither.
     """
     host = geometry(plan, padded)
-    keys, runs, units, rectangles = (on_device(t, device) for t in (host.keys, host.runs, host.units, host.rectangles))
+    keys, runs, units = (on_device(tables, device) for tables in (host.keys, host.runs, host.units))
     reached = on_device(near(host), device)
     unpadded = candidates(host, keys, runs, reached, ends_of(host, keys, None))
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-    return DeviceTables(host, keys, runs, units, rectangles, reached, unpadded, device)
+    return DeviceTables(host, keys, runs, units, reached, unpadded, device)
 
 
 @lru_cache(maxsize=256)

@@ -121,15 +121,12 @@ def workspace(problem: Problem, geometry: Geometry, places: int, config: TritonC
 
 def _cut(call: Call, part: Slice) -> Call:
     """Return the part of a call that belongs to a slice."""
-    ends = call.ends
-    if ends.stride:
-        ends = ends._replace(stops=part.batch(ends.stops), ends=part.batch(ends.ends))
     return call._replace(
         q=part.heads(call.q, 2),
         k=part.kv_heads(call.k, 2),
         v=part.kv_heads(call.v, 2),
         selected=part.heads(call.selected, 1),
-        ends=ends,
+        ends=part.ends(call.ends),
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sparsemoc.backends.triton.lengths import Ends
+
 LOG2_E = 1.4426950408889634
 #: Bytes of partial results at a time, where the caller sets no limit.
 DEFAULT = 3 * 2**28
@@ -34,6 +36,12 @@ class Slice(NamedTuple):
         """Return the batch rows of x, its first axis."""
         return x[self.b_lo : self.b_hi]
 
+    def ends(self, ends: Ends) -> Ends:
+        """Return the ends of the batch rows; those that all rows share as they are."""
+        if not ends.stride:
+            return ends
+        return ends._replace(stops=self.batch(ends.stops), ends=self.batch(ends.ends))
+
     def kv_heads(self, x: Any, axis: int) -> Any:
         """Return the batch rows and key heads of x."""
         return self.batch(x).narrow(axis, self.h_lo, self.h_hi - self.h_lo)
@@ -44,6 +52,13 @@ class Slice(NamedTuple):
         return self.batch(x).narrow(axis, self.h_lo * group, (self.h_hi - self.h_lo) * group)
 
 
+def slice_size(batch: int, kv_heads: int, need: int, limit: int | None) -> tuple[int, int]:
+    """Return most batch rows and most key heads of a slice; see `slices`."""
+    room = max(1, (DEFAULT if limit is None else limit) // max(need, 1))
+    heads = min(kv_heads, room)
+    return min(batch, max(1, room // heads), _GRID), heads
+
+
 def slices(batch: int, kv_heads: int, need: int, limit: int | None) -> Iterator[Slice]:
     """Cut a call so that a slice needs at most `limit` bytes, or is one key head of one batch row.
 
@@ -52,9 +67,7 @@ def slices(batch: int, kv_heads: int, need: int, limit: int | None) -> Iterator[
         need: bytes for one batch row and key head.
         limit: `Options.max_workspace`.
     """
-    room = max(1, (DEFAULT if limit is None else limit) // max(need, 1))
-    heads = min(kv_heads, room)
-    rows = min(batch, max(1, room // heads), _GRID)
+    rows, heads = slice_size(batch, kv_heads, need, limit)
     for b_lo in range(0, batch, rows):
         for h_lo in range(0, kv_heads, heads):
             yield Slice(b_lo, min(b_lo + rows, batch), h_lo, min(h_lo + heads, kv_heads), kv_heads)

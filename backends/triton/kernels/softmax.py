@@ -13,19 +13,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparsemoc.backends.triton.kernels.tile import dot
+from sparsemoc.backends.triton.kernels.tile import dot, non_finite
 
 #: What a tile of keys may hold: only pairs that count; keys that are nobody's, loaded as 0; pairs that do not count.
 EVERY = tl.constexpr(0)
 KEYS = tl.constexpr(1)
 PAIRS = tl.constexpr(2)
-
-
-@triton.jit
-def non_finite(x):
-    """Return where x is NaN or infinite: x - x is 0 for every other number."""
-    wide = x.to(tl.float32)
-    return (wide - wide) != 0.0
 
 
 @triton.jit
