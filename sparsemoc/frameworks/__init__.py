@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sparsemoc.backends import Result
+from sparsemoc.backends import Randomness, Result
 from sparsemoc.spec.errors import ShapeError, UnsupportedError, describe
 from sparsemoc.spec.layout import Layout
 
@@ -63,8 +63,28 @@ class Framework(Protocol):
     def records(self, *arrays: Any) -> bool:
         """Return whether the library records what is computed from the arrays, to ask for gradients."""
 
+    def pool(self, run: Execution, k: Any, key_lengths: Any) -> Any:
+        """Return what `run.compute_pool` gives, as the library records calls: traced, batched, compiled."""
+
+    def route(self, run: Execution, q: Any, centroids: Any, key_lengths: Any, randomness: Randomness | None) -> Any:
+        """Return what `run.compute_route` gives, likewise."""
+
     def attend(self, run: Execution, q: Any, k: Any, v: Any, layout: Layout, scale: float) -> Result:
-        """Return what `run.forward` gives, differentiable where the library records gradients."""
+        """Return what `run.compute_forward` gives, likewise, and differentiable where the library has gradients."""
+
+    def backward(
+        self,
+        run: Execution,
+        q: Any,
+        k: Any,
+        v: Any,
+        layout: Layout,
+        scale: float,
+        result: Result,
+        d_out: Any,
+        d_lse: Any,
+    ) -> tuple[Any, Any, Any]:
+        """Return what `run.compute_backward` gives, likewise."""
 
 
 def framework_of(function: str, **arrays: Any) -> Framework:

@@ -54,30 +54,45 @@ class Execution:
 
     def pool(self, k: Array, key_lengths: Array | None) -> Array:
         """Return the mean key of each chunk, see `Backend.pool`."""
-        centroids = self.backend.pool(self.problem, self._shown(k), self._shown(key_lengths), config=self.config)
-        return self.framework.own(centroids, k)
+        return self.framework.pool(self, k, key_lengths)
 
     def route(self, q: Array, centroids: Array, key_lengths: Array | None, randomness: Randomness | None) -> Layout:
         """Return which chunks each query takes."""
-        show = self._shown
-        selected = self.backend.route(
-            self.problem, show(q), show(centroids), show(key_lengths), randomness, config=self.config
-        )
-        return Layout(self.framework.own(selected, q), self.problem.plan, key_lengths)
+        selected = self.framework.route(self, q, centroids, key_lengths, randomness)
+        return Layout(selected, self.problem.plan, key_lengths)
 
     def attend(self, q: Array, k: Array, v: Array, layout: Layout, scale: float) -> Result:
         """Return out and lse, differentiable where the caller's library records gradients."""
         return self.framework.attend(self, q, k, v, layout, scale)
 
-    def forward(self, q: Array, k: Array, v: Array, layout: Layout, scale: float) -> Result:
-        """Return out and lse, without a record of gradients."""
+    def backward(self, *given: Any) -> tuple[Array, Array, Array]:
+        """Return dq, dk, dv of the arguments of `compute_backward`."""
+        return self.framework.backward(self, *given)
+
+    def compute_pool(self, k: Array, key_lengths: Array | None) -> Array:
+        """Return the mean key of each chunk, by the backend."""
+        centroids = self.backend.pool(self.problem, self._shown(k), self._shown(key_lengths), config=self.config)
+        return self.framework.own(centroids, k)
+
+    def compute_route(
+        self, q: Array, centroids: Array, key_lengths: Array | None, randomness: Randomness | None
+    ) -> Array:
+        """Return `Layout.selected`, by the backend."""
+        show = self._shown
+        selected = self.backend.route(
+            self.problem, show(q), show(centroids), show(key_lengths), randomness, config=self.config
+        )
+        return self.framework.own(selected, q)
+
+    def compute_forward(self, q: Array, k: Array, v: Array, layout: Layout, scale: float) -> Result:
+        """Return out and lse, by the backend, without a record of gradients."""
         show = self._shown
         result = self.backend.attend(
             self.problem, show(q), show(k), show(v), self._shown_layout(layout), scale, config=self.config
         )
         return Result(*(self.framework.own(array, q) for array in result))
 
-    def backward(
+    def compute_backward(
         self,
         q: Array,
         k: Array,
@@ -88,7 +103,7 @@ class Execution:
         d_out: Array,
         d_lse: Array | None,
     ) -> tuple[Array, Array, Array]:
-        """Return dq, dk, dv."""
+        """Return dq, dk, dv, by the backend."""
         show = self._shown
         grads = self.backend.attend_backward(
             self.problem,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends import Result
+from sparsemoc.backends import Randomness, Result
 from sparsemoc.frameworks.execution import Execution
 from sparsemoc.spec.errors import ShapeError, describe
 from sparsemoc.spec.host import host
@@ -99,6 +99,27 @@ def records(*arrays: NDArray[Any]) -> bool:
     return False
 
 
+def pool(run: Execution, k: NDArray[Any], key_lengths: NDArray[np.int32] | None) -> Any:
+    """Return the mean key of each chunk."""
+    return run.compute_pool(k, key_lengths)
+
+
+def route(
+    run: Execution,
+    q: NDArray[Any],
+    centroids: NDArray[Any],
+    key_lengths: NDArray[np.int32] | None,
+    randomness: Randomness | None,
+) -> Any:
+    """Return `Layout.selected`."""
+    return run.compute_route(q, centroids, key_lengths, randomness)
+
+
 def attend(run: Execution, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], layout: Layout, scale: float) -> Result:
     """Return out and lse."""
-    return run.forward(q, k, v, layout, scale)
+    return run.compute_forward(q, k, v, layout, scale)
+
+
+def backward(run: Execution, *given: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return dq, dk, dv."""
+    return run.compute_backward(*given)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
 
-from sparsemoc.backends import Result
+from sparsemoc.backends import Randomness, Result
 from sparsemoc.frameworks import numpy as numpy_arrays
 from sparsemoc.frameworks.execution import Execution
 from sparsemoc.spec.errors import ShapeError, UnsupportedError, describe
@@ -134,11 +134,32 @@ def records(*arrays: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
 
 
+def pool(run: Execution, k: torch.Tensor, key_lengths: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean key of each chunk."""
+    return run.compute_pool(k, key_lengths)
+
+
+def route(
+    run: Execution,
+    q: torch.Tensor,
+    centroids: torch.Tensor,
+    key_lengths: torch.Tensor | None,
+    randomness: Randomness | None,
+) -> torch.Tensor:
+    """Return `Layout.selected`."""
+    return run.compute_route(q, centroids, key_lengths, randomness)
+
+
 def attend(run: Execution, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float) -> Result:
     """Return out and lse, both differentiable where autograd records."""
     if not records(q, k, v):
-        return run.forward(q, k, v, layout, scale)
+        return run.compute_forward(q, k, v, layout, scale)
     return Result(*_Attend.apply(run, layout, scale, q, k, v))
+
+
+def backward(run: Execution, *given: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return dq, dk, dv."""
+    return run.compute_backward(*given)
 
 
 class _Attend(torch.autograd.Function):
@@ -148,7 +169,7 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, run: Execution, layout: Layout, scale: float, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse = run.forward(q, k, v, layout, scale)
+        out, lse = run.compute_forward(q, k, v, layout, scale)
         ctx.run, ctx.plan, ctx.scale = run, layout.plan, scale
         # The layout's tensors too: what is kept elsewhere, hooks that offload or recompute would never see.
         ctx.save_for_backward(q, k, v, layout.selected, layout.key_lengths, out, lse)
@@ -183,7 +204,7 @@ class _Gradients(torch.autograd.Function):
         d_out: torch.Tensor,
         d_lse: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return run.backward(q, k, v, layout, scale, result, d_out, d_lse)
+        return run.compute_backward(q, k, v, layout, scale, result, d_out, d_lse)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> None:
