@@ -36,7 +36,9 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on the interpreter that runs nox; arguments go to pytest, `-n 0` for one process."""
-    session.install("-e", ".[demo,testing]", *dependency_groups(PYPROJECT, "test", "test-torch", "test-triton"))
+    session.install(
+        "-e", ".[demo,testing]", *dependency_groups(PYPROJECT, "test", "test-torch", "test-triton", "test-adapters")
+    )
     # Two processes: most of the time goes to Triton's interpreter, which takes one core.
     session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 

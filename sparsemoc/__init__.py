@@ -39,3 +39,14 @@ from sparsemoc.spec import first as first
 from sparsemoc.spec import load_spec as load_spec
 from sparsemoc.spec import plan as plan
 from sparsemoc.spec import window as window
+
+#: Parts that load other libraries, and so are imported when first asked for.
+_PARTS = ("diffusers", "jax", "torch", "training", "transformers")
+
+
+def __getattr__(name: str) -> object:
+    if name in _PARTS:
+        from importlib import import_module
+
+        return import_module(f"sparsemoc.{name}")
+    raise AttributeError(f"module 'sparsemoc' has no attribute {name!r}")

@@ -155,9 +155,9 @@ def attention_grads(
     lse_grad = call.check_d_lse(arrays, problem, d_lse)
     run = _execution(arrays, problem, backend, config)
     layout = _routed(run, arrays, lengths, random)
-    plain = [arrays.framework.show(array, arrays.framework.NAME) for array in _qkv(arrays)]  # nothing to record
-    result = run.attend(*plain, layout, factor)
-    grads = run.backward(*plain, layout, factor, result, out_grad, lse_grad)
+    q, k, v = (arrays.framework.show(array, arrays.framework.NAME) for array in _qkv(arrays))  # nothing to record
+    result = run.attend(q, k, v, layout, factor)
+    grads = run.backward(q, k, v, layout, factor, result, out_grad, lse_grad)
     dq, dk, dv = (arrays.restore(grad) for grad in grads)
     return dq, dk, dv
 

@@ -1,0 +1,1 @@
+"""Adapters: what users plug into models of other libraries."""

@@ -1,0 +1,1 @@
+"""Mixture of Contexts in the video transformers of diffusers: `enable`."""

@@ -1,0 +1,1 @@
+"""What the training recipe adds around attention: schedule, outer router, monitor."""

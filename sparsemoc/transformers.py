@@ -1,0 +1,1 @@
+"""Mixture of Contexts as an attention implementation of Hugging Face transformers."""
