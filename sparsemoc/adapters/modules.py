@@ -149,7 +149,8 @@ class MoCAttention(nn.Module):
                 f"got {tuple(x.shape)}."
             )
         q, k, v = self._projected(x, self.rotary if rotary is None else rotary)
-        out, layout = attention(
+        recorded = return_layout or self.monitor is not None
+        found = attention(
             q,
             k,
             v,
@@ -158,9 +159,10 @@ class MoCAttention(nn.Module):
             key_lengths=key_lengths,
             training=self.training,
             seed=route_seed(self.spec, self.training, x.device) if seed is None else seed,
-            return_layout=True,
+            return_layout=recorded,
             **self._how,
         )
+        out, layout = found if recorded else (found, None)
         if self.monitor is not None:
             self.monitor.record(self.name, layout)
         out = self.out_proj(out.flatten(-2))
