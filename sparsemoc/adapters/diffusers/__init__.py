@@ -1,1 +1,1 @@
-"""Mixture of Contexts in the video transformers of diffusers."""
+"""Mixture of Contexts in the video diffusion transformers of diffusers."""

@@ -1,0 +1,122 @@
+"""One routed attention layer: Mixture of Contexts over the stream of the pass, or dense where that was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sparsemoc import api
+from sparsemoc.adapters.diffusers import bridge
+from sparsemoc.adapters.diffusers.masks import key_lengths
+from sparsemoc.adapters.diffusers.streams import Shots
+from sparsemoc.backends import Options
+from sparsemoc.spec.errors import ShapeError, SpecError, UnsupportedError
+from sparsemoc.spec.routing import RoutingSpec
+from sparsemoc.spec.stream import Stream
+
+
+@dataclass(eq=False)
+class State:
+    """What the layers of one model share. The pass sets `stream` and `training`, the denoising step sets `dense`."""
+
+    stream: Stream | None = None
+    training: bool = False
+    dense: bool | None = False
+    shots: Shots = field(default_factory=Shots)
+    monitor: Any = None
+    backend: Any = "auto"
+    options: Options = field(default_factory=Options)
+
+
+class Layer:
+    """One layer. It holds no module, so that what is registered for it keeps no model alive."""
+
+    def __init__(self, name: str, module_name: str, state: State) -> None:
+        self.name = name
+        self.module_name = module_name
+        self.state = state
+        self.spec: RoutingSpec | None = None
+        #: What stands for this layer in diffusers' tables, and the backend that its processor had before.
+        self.member: Any = None
+        self.dense_backend: Any = None
+
+    def dense(self) -> bool:
+        """Say whether this pass is dense here: by the spec, or by the denoising step."""
+        if self.state.dense is None:
+            raise SpecError(
+                f"{self.name}: the denoising step must be known for dense_steps, and no pipeline has begun a run. "
+                "Hint: enable(pipe, ...), or in a loop of your own handle.step = 0, 1, ..."
+            )
+        return self.spec is None or self.state.dense
+
+    def dispatched(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        _parallel_config: Any = None,
+    ) -> Any:
+        """Serve diffusers' dispatcher."""
+        if self.dense():
+            return bridge.dense(
+                query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
+                enable_gqa=enable_gqa, backend=self.dense_backend, parallel_config=_parallel_config,
+            )  # fmt: skip
+        if _parallel_config is not None:
+            raise UnsupportedError(parallel_text(self.name))
+        if dropout_p or is_causal:
+            raise UnsupportedError(
+                f"{self.name}: dropout_p must be 0 and is_causal False, got {dropout_p} and {is_causal}. "
+                'Hint: RoutingSpec(causal="token") is the causal form, RouteDropout drops routes.'
+            )
+        return self.attend(query, key, value, attn_mask, scale)
+
+    def attend(self, q: Any, k: Any, v: Any, mask: Any = None, scale: float | None = None) -> Any:
+        """Attend by the spec.
+
+        Args:
+            q, k, v: (batch, tokens, heads, head_dim), post-RoPE, in the order of the stream.
+            mask: as `key_lengths` takes it.
+            scale: factor on the logits.
+        """
+        state, stream = self.state, self.state.stream
+        assert self.spec is not None
+        assert stream is not None
+        if q.shape[1] != stream.tokens:
+            raise ShapeError(
+                f"{self.name}: the latent grid must match the tokens: {_shown(stream)} make {stream.tokens}, got "
+                f"{q.shape[1]} tokens. Hint: check `grid`, `text` and `order` of the Family."
+            )
+        lengths = key_lengths(self.name, stream, mask, checked=state.options.checked)
+        training = state.training and self.spec.dropout is not None
+        # Drawn on the device by torch's own generator, which checkpoints rewind: a recomputed pass takes equal routes.
+        seed = torch.randint(2**62, (), device=q.device) if training else None
+        found = api.attention(
+            q, k, v, self.spec, stream=stream, key_lengths=lengths, scale=scale, training=training, seed=seed,
+            backend=state.backend, options=state.options, return_layout=state.monitor is not None,
+        )  # fmt: skip
+        if state.monitor is None:
+            return found
+        out, layout = found
+        state.monitor.record(self.name, layout)
+        return out
+
+
+def parallel_text(name: str) -> str:
+    """Return the refusal of context parallelism."""
+    return (
+        f"{name}: context parallelism must be off, got a model whose tokens are split over devices: routes span the "
+        "whole sequence. Hint: run without ContextParallelConfig, or leave the model dense."
+    )
+
+
+def _shown(stream: Stream) -> str:
+    parts = [f"{s.kind} {s.tokens if s.grid is None else s.grid}" for s in stream.segments]
+    return " + ".join(parts)

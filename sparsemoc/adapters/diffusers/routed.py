@@ -1,0 +1,145 @@
+"""One model with its routed layers: what is put into it, what it learns at each pass, and how it is taken out again."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sparsemoc.adapters.diffusers import bridge, recall
+from sparsemoc.adapters.diffusers.family import Family
+from sparsemoc.adapters.diffusers.layer import Layer, State, parallel_text
+from sparsemoc.adapters.diffusers.streams import Shots, build_stream
+from sparsemoc.spec.errors import SpecError, UnsupportedError, describe
+from sparsemoc.spec.stream import Stream
+
+
+@torch.compiler.assume_constant_result
+def _stream(order: tuple[str, ...], grid: tuple[int, int, int], text: int, shots: Shots) -> Stream:
+    """Build a stream that a compiler takes as a constant; it guards the numbers that make it."""
+    return build_stream(order, grid, text, shots)
+
+
+class Routed:
+    """A model that routes. It is itself the hook that runs before each forward pass."""
+
+    def __init__(self, model: Any, family: Family, state: State, prefix: str = "") -> None:
+        self.state = state
+        self.layers: list[Layer] = []
+        #: Called before each pass.
+        self.follow: Callable[[], None] | None = None
+        self._family = family
+        self._model = weakref.ref(model)
+        self._arguments = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self._placed: list[tuple[Any, Any, Any]] = []  # module, its own processor, ours
+        for name, module in _attentions(model, family):
+            self._place(Layer(prefix + name, name, state), module)
+        self._hook = model.register_forward_pre_hook(self, with_kwargs=True)
+        # What is registered in diffusers must not outlive the model.
+        members = [layer.member for layer in self.layers if layer.member is not None]
+        self._uninstall = weakref.finalize(model, bridge.uninstall, members)
+
+    def remove(self) -> None:
+        """Give every layer its own processor back, and forget the model."""
+        self._hook.remove()
+        for module, own, ours in self._placed:
+            if module.processor is ours:
+                module.processor = own
+        model = self._model()
+        if model is not None:
+            recall.forget(model)
+        self._uninstall()
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn the latent grid and the text length of a pass."""
+        if not torch.compiler.is_compiling():
+            self._check(module)
+        if self.follow is not None:
+            self.follow()
+        inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        self.state.stream = self.stream(module.config, inputs)
+        self.state.training = module.training
+        if getattr(module, "gradient_checkpointing", False) and not torch.compiler.is_compiling():
+            recall.recall(module, self.state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routed:
+        """A copied model has the same hook, which refuses it."""
+        return self
+
+    def stream(self, config: Any, inputs: dict[str, Any]) -> Stream:
+        """Return the stream of a pass with these forward arguments."""
+        family = self._family
+        frames, height, width = family.grid(config, inputs)
+        text = 0 if family.text is None else int(family.text(config, inputs))
+        found: Stream = _stream(family.order, (int(frames), int(height), int(width)), text, self.state.shots)
+        return found
+
+    def _place(self, layer: Layer, module: Any) -> None:
+        """Give a layer's module a processor that routes. Layers may share one of their own, so it is never changed."""
+        own = module.processor
+        if self._family.processor is None:
+            ours = copy.copy(own)
+            layer.dense_backend = own._attention_backend
+            layer.member = ours._attention_backend = bridge.install(layer.name, layer.dispatched)
+        else:
+            ours = self._family.processor(layer, own)
+        module.processor = ours
+        self.layers.append(layer)
+        self._placed.append((module, own, ours))
+
+    def _check(self, module: Any) -> None:
+        """Raise where the model is no longer what was enabled."""
+        if module is not self._model():
+            raise UnsupportedError(
+                f"enable: {type(module).__name__} must be the model that was enabled, got a copy of it. "
+                "Hint: handle.remove() before copying, then enable each."
+            )
+        if is_parallel(module):
+            raise UnsupportedError(parallel_text(f"enable: {type(module).__name__}"))
+        for layer, (attention, _, ours) in zip(self.layers, self._placed, strict=True):
+            if attention.processor is not ours:
+                _changed(layer.name, f"the processor {type(attention.processor).__name__}")
+            if layer.member is not None and ours._attention_backend is not layer.member:
+                _changed(layer.name, f"the attention backend {ours._attention_backend!s}")
+
+
+def routed_of(model: Any) -> Routed | None:
+    """Return what routes a model, or None."""
+    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, Routed)), None)
+
+
+def is_parallel(model: Any) -> bool:
+    """Say whether the tokens of a model are split over devices."""
+    config = getattr(model, "_parallel_config", None)
+    return getattr(config, "context_parallel_config", None) is not None
+
+
+def _attentions(model: Any, family: Family) -> list[tuple[str, Any]]:
+    """Return the names and modules to route, in the order of the model."""
+    modules = {name: module for name, module in model.named_modules() if hasattr(module, "processor")}
+    found = [(name, module) for name, module in modules.items() if re.fullmatch(family.layers, name)]
+    if not found:
+        raise SpecError(
+            f"enable: layers of the Family must match attention modules of {type(model).__name__}, got "
+            f"{family.layers!r}, which matches none. Hint: their names are {describe(list(modules))}."
+        )
+    for name, module in found:
+        if family.processor is None and not hasattr(module.processor, "_attention_backend"):
+            raise UnsupportedError(
+                f"enable: {name} must have a processor that chooses diffusers' backend by `_attention_backend`, got "
+                f"{type(module.processor).__name__}. Hint: Family(processor=...) makes one that calls "
+                "layer.attend(q, k, v)."
+            )
+    return found
+
+
+def _changed(name: str, what: str) -> None:
+    raise UnsupportedError(
+        f"{name}: the processor must stay as enable set it, got {what}. The layer would be dense without a word. "
+        "Hint: handle.remove(), then choose backends, fuse projections or set processors, then enable again."
+    )
