@@ -47,7 +47,8 @@ class Routed:
     def remove(self) -> None:
         """Give every layer its own processor back, and forget the model."""
         self._hook.remove()
-        for module, own, ours in self._placed:
+        for layer, (module, own, ours) in zip(self.layers, self._placed, strict=True):
+            layer.spec = None  # whoever kept our processor gets a dense one
             if module.processor is ours:
                 module.processor = own
         model = self._model()
