@@ -12,10 +12,12 @@ from sparsemoc.frameworks import framework_of
 from sparsemoc.frameworks.arrays import Arrays
 from sparsemoc.spec.checks import whole
 from sparsemoc.spec.errors import ShapeError, SpecError, describe
+from sparsemoc.spec.host import dtype_name
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.plan import Plan, plan
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
+from sparsemoc.spec.traced import is_traced
 
 
 def check_queries(arrays: Arrays) -> None:
@@ -134,13 +136,21 @@ def randomness(
         number = None if seed is None else arrays.framework.seed(seed, arrays.some)
     except SpecError as error:
         raise SpecError(f"{function}: {error}") from None
-    first_row = whole(batch_start, f"{function}: batch_start", least=0, most=2**32 - 1)
-    first_head = whole(head_start, f"{function}: head_start", least=0, most=2**32 - 1)
+    first_row, first_head = (
+        value
+        if arrays.framework.NAME == "jax" and _is_traced_integer(value)  # lax.axis_index under shard_map
+        else whole(value, f"{function}: {argument}", least=0, most=2**32 - 1)
+        for argument, value in (("batch_start", batch_start), ("head_start", head_start))
+    )
     if not training or spec.dropout is None:
         return None
     if seed is None:
         raise SpecError(f"{function}: seed must be given when training with route dropout, got None. Hint: seed=step.")
     return Randomness(number, first_row, first_head)
+
+
+def _is_traced_integer(value: Any) -> bool:
+    return is_traced(value) and value.ndim == 0 and dtype_name(value).startswith(("int", "uint"))
 
 
 def check_flags(function: str, **flags: Any) -> None:
@@ -154,7 +164,8 @@ def checked_scale(function: str, scale: Any, head_dim: int) -> float:
     """Return the factor on logits: as given, or head_dim ** -0.5."""
     if scale is None:
         return float(head_dim**-0.5)
-    value = scale.item() if getattr(scale, "ndim", None) == 0 else scale  # NumPy's scalars and 0-d arrays
+    array = getattr(scale, "ndim", None) == 0 and not is_traced(scale)
+    value = scale.item() if array else scale  # NumPy's scalars and 0-d arrays
     try:
         fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an int beyond the floats

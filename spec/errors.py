@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+from sparsemoc.spec.traced import is_traced
 
 
 class SparsemocError(Exception):
@@ -26,8 +29,13 @@ class UnsupportedError(SparsemocError, NotImplementedError):
     """A backend (or, with "auto", every backend) refuses the problem; the text lists each reason."""
 
 
-def describe(value: object) -> str:
+def describe(value: Any) -> str:
     """Return a short text of a value for an error message: its repr, cut at 80 characters, and its type."""
+    if is_traced(value):
+        return (
+            f"a traced {value.dtype}{list(value.shape)} where a constant is needed "
+            "(with jax.jit: name it in static_argnames, or close over it)"
+        )
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an int of more digits than Python prints, a list nested too deep

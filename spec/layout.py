@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Layout:
     Attributes:
         selected: int32 (batch, heads, queries, plan.slots): the routed chunks of each query, ascending, -1 beyond
             their count, in dense rows and in padded rows. Packed: batch 1; chunk numbers restart in each sample.
-            An array of the library that was routed, NumPy or torch, on its device; and so is key_lengths.
+            An array of the library that was routed, NumPy, JAX or torch, on its device; and so is key_lengths.
         plan: what it was made for.
         key_lengths: int32 (batch, segments), packed (samples, most segments): valid tokens; None without padding.
 
@@ -98,6 +99,18 @@ class Layout:
             names = "(samples, most segments)" if self.plan.packed else "(batch, segments)"
             got = f"{dtype} {shape}" if dtype else describe(self.key_lengths)
             raise LayoutError(f"Layout: key_lengths must be int32 {names} = {wanted}, got {got}.")
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], Plan]:
+        """Return the arrays (selected, key_lengths) and what stays fixed, the plan: a pytree's view of a layout."""
+        return (self.selected, self.key_lengths), self.plan
+
+    @classmethod
+    def tree_unflatten(cls, plan: Plan, arrays: Sequence[Any]) -> Layout:
+        """Return a layout of whatever a library puts in place of the arrays, tracers or their shardings, unchecked."""
+        layout = object.__new__(cls)
+        for name, value in zip(("selected", "key_lengths", "plan"), (*arrays, plan), strict=True):
+            object.__setattr__(layout, name, value)
+        return layout
 
     @property
     def batch(self) -> int:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemoc.spec.errors import UnsupportedError
+
 Array = NDArray[Any]
 
 
@@ -24,11 +26,11 @@ def library(name: str, device: str | None = None) -> Library:
     """Return a library by name; torch with its tensors on a device, by default the GPU if there is one."""
     if name == "torch":
         return _Torch(device)
-    if name != "numpy":
-        raise ValueError(f'testing: framework must be "numpy" or "torch", got {name!r}.')
+    if name not in ("numpy", "jax"):
+        raise ValueError(f'testing: framework must be "numpy", "jax" or "torch", got {name!r}.')
     if device not in (None, "cpu"):
-        raise ValueError(f"testing: device must be left out for NumPy arrays, got {device!r}.")
-    return _NumPy()
+        raise ValueError(f"testing: device must be left out for NumPy and JAX arrays, got {device!r}.")
+    return _NumPy() if name == "numpy" else _Jax()
 
 
 class _NumPy:
@@ -39,6 +41,28 @@ class _NumPy:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"NumPy arrays must come back where they went in, got {type(array).__name__}.")
         return array
+
+
+class _Jax:
+    """Arrays on the default device. They have no strides."""
+
+    def __init__(self) -> None:
+        import jax
+
+        self._jax = jax
+
+    def give(self, array: Array) -> Any:
+        given = self._jax.numpy.asarray(array)
+        if given.dtype != array.dtype:
+            raise UnsupportedError(
+                f"testing: JAX holds no {array.dtype}. Hint: jax.config.update('jax_enable_x64', True)."
+            )
+        return given
+
+    def take(self, array: Any) -> Array:
+        if not isinstance(array, self._jax.Array):
+            raise TypeError(f"JAX arrays must come back where they went in, got {type(array).__name__}.")
+        return np.asarray(array)
 
 
 class _Torch:
