@@ -65,6 +65,7 @@ def _three_texts(config: Any, inputs: Inputs) -> int:
 _BLOCKS = r"transformer_blocks\.\d+\.attn1"
 
 register_family("WanTransformer3DModel", Family(r"blocks\.\d+\.attn1", _triple))
+register_family("WanVACETransformer3DModel", Family(r"(vace_)?blocks\.\d+\.attn1", _triple))
 register_family("LTXVideoTransformer3DModel", Family(_BLOCKS, _ltx))
 register_family("CosmosTransformer3DModel", Family(_BLOCKS, _triple, processor=CosmosProcessor))
 register_family(

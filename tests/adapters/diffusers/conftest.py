@@ -15,7 +15,7 @@ from sparsemoc import api
 
 #: The model's own: it asks for autocast to float32, which there is none of on the CPU.
 MOCHI = pytest.param("mochi", marks=pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"))
-NAMES = ("wan", "wan-per-token", "ltx", "cosmos", "hunyuan", "hunyuan15", "cogvideox", "cogvideox15", MOCHI)
+NAMES = ("wan", "wan-per-token", "vace", "ltx", "cosmos", "hunyuan", "hunyuan15", "cogvideox", "cogvideox15", MOCHI)
 
 
 class Calls(list[dict[str, Any]]):

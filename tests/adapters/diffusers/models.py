@@ -76,6 +76,19 @@ def wan_inputs_per_token() -> dict[str, Any]:
     return {**wan_inputs(), "timestep": torch.arange(30).expand(BATCH, 30) * 7}
 
 
+def vace() -> Any:
+    from diffusers import WanVACETransformer3DModel
+
+    return WanVACETransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=16, ffn_dim=16, num_layers=2, rope_max_seq_len=32, vace_layers=[0], vace_in_channels=6,
+    )  # fmt: skip
+
+
+def vace_inputs() -> dict[str, Any]:
+    return {**wan_inputs(), "control_hidden_states": draw(BATCH, 6, 3, 4, 10)}
+
+
 def ltx() -> Any:
     from diffusers import LTXVideoTransformer3DModel
 
@@ -216,6 +229,7 @@ BLOCKS = tuple(f"transformer_{name}" for name in SELF)
 CASES = {
     "wan": Case(wan, wan_inputs, VIDEO, None, SELF),
     "wan-per-token": Case(wan, wan_inputs_per_token, VIDEO, None, SELF),
+    "vace": Case(vace, vace_inputs, VIDEO, None, (*SELF, "vace_blocks.0.attn1")),
     "ltx": Case(ltx, ltx_inputs, VIDEO, None, BLOCKS, (1, 10)),
     "cosmos": Case(cosmos, wan_inputs, VIDEO, None, BLOCKS),
     "hunyuan": Case(

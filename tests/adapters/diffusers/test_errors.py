@@ -42,7 +42,7 @@ def test_an_unknown_family_is_described_by_the_lines_of_its_error(monkeypatch: p
     names = {"model": model, "spec": SPEC}
     exec(re.sub(r"^    ", "", lines[0], flags=re.MULTILINE), names)
     assert torch.equal(run(model), expected)
-    names["handle"].remove()  # type: ignore[attr-defined]
+    names["handle"].remove()
     adapter.register_family("WanTransformer3DModel", names["family"])
     with enable(model, SPEC):
         assert torch.equal(run(model), expected)

@@ -50,8 +50,8 @@ def test_stream_is_the_segments_written_by_hand(case: Any, calls: Calls) -> None
         assert handle.layers == case.layers
         run(model, case.inputs())
         assert handle.stream == case.stream
-    assert [call["stream"] for call in calls] == [case.stream, case.stream]
-    assert [tuple(call["q"].shape[:2]) for call in calls] == [(BATCH, case.stream.tokens)] * 2
+    assert [call["stream"] for call in calls] == [case.stream] * len(case.layers)
+    assert {tuple(call["q"].shape[:2]) for call in calls} == {(BATCH, case.stream.tokens)}
     for call in calls:
         lengths = call["key_lengths"]
         assert (lengths if lengths is None else tuple(map(tuple, lengths.tolist()))) == case.lengths
@@ -142,7 +142,7 @@ def test_forward_and_backward_are_those_of_the_oracle(case: Any, calls: Calls, m
             np.testing.assert_allclose(call["answer"].detach().numpy(), answer.out, rtol=0, atol=1e-5)
         monkeypatch.setattr("sparsemoc.api.attention", masked(case, SPEC))
         same(found, gradients(model, case.inputs()))
-    assert len(calls) == 2
+    assert len(calls) == len(case.layers)
     assert (found[0] - dense).abs().max() > 1e-3 * dense.abs().max()
 
 

@@ -209,7 +209,12 @@ def test_dense_layers_keep_the_backend_that_the_processor_had(monkeypatch: pytes
 
     asked = []
     dense = bridge.dense
-    monkeypatch.setattr(bridge, "dense", lambda *a, **options: asked.append(options["backend"]) or dense(*a, **options))
+
+    def telling(*args: Any, **options: Any) -> Any:
+        asked.append(options["backend"])
+        return dense(*args, **options)
+
+    monkeypatch.setattr(bridge, "dense", telling)
     model = CASES["wan"].build()
     model.get_submodule(FIRST).processor._attention_backend = "_native_math"
     with enable(model, SPEC, dense_layers=2):
