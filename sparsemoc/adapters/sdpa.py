@@ -121,16 +121,20 @@ def _shown(mask: Any) -> str:
 
 
 def _check_heads(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    shapes = ", ".join(str(tuple(x.shape)) for x in (query, key, value))
     if {query.ndim, key.ndim, value.ndim} not in ({3}, {4}):
         raise ShapeError(
             "sdpa_like: query, key and value must have rank 4 (batch, heads, tokens, head_dim), or 3 for one head "
-            f"(batch, tokens, head_dim), got {shapes}. Hint: flatten the leading axes."
+            f"(batch, tokens, head_dim), got {_shapes(query, key, value)}. Hint: flatten the leading axes."
         )
     if query.ndim == 4 and not enable_gqa and query.shape[1] != key.shape[1]:
         raise ShapeError(
-            f"sdpa_like: query and key must have as many heads, axis 1, got {shapes}. Hint: enable_gqa=True."
+            "sdpa_like: query and key must have as many heads, axis 1, "
+            f"got {_shapes(query, key, value)}. Hint: enable_gqa=True."
         )
+
+
+def _shapes(*tensors: Tensor) -> str:
+    return ", ".join(str(tuple(x.shape)) for x in tensors)
 
 
 def _check_causal(spec: RoutingSpec, query: Tensor, key: Tensor) -> None:
