@@ -9,6 +9,7 @@ from sparsemoc import call
 from sparsemoc.backends import Backend, Options, Problem, Result
 from sparsemoc.frameworks.arrays import Arrays
 from sparsemoc.frameworks.execution import Execution
+from sparsemoc.frameworks.traced import traced_whole
 from sparsemoc.spec.errors import ShapeError, SpecError, describe
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.plan import Plan
@@ -18,6 +19,7 @@ from sparsemoc.spec.stream import Stream
 Array = Any
 
 
+@traced_whole
 def attention(
     q: Array,
     k: Array,
@@ -102,6 +104,7 @@ def attention(
     return _returned(arrays, result, layout, return_lse, return_layout)
 
 
+@traced_whole
 def attention_grads(
     q: Array,
     k: Array,
@@ -162,6 +165,7 @@ def attention_grads(
     return dq, dk, dv
 
 
+@traced_whole
 def route(
     q: Array,
     k: Array | None,
@@ -210,6 +214,7 @@ def route(
     return _routed(_execution(arrays, problem, backend, config), arrays, lengths, random, means)
 
 
+@traced_whole
 def attend(
     q: Array,
     k: Array,
@@ -250,6 +255,7 @@ def attend(
     return _returned(arrays, result, layout, return_lse, return_layout=False)
 
 
+@traced_whole
 def pool(
     k: Array, plan: Plan, *, key_lengths: Array | None = None, axes: str = "bshd", backend: str | Backend = "auto"
 ) -> Array:

@@ -27,6 +27,6 @@ def host(array: Any) -> NDArray[Any]:
     if is_traced(array):
         raise UnsupportedError(
             f"an array must hold data to be read, got a traced {array.dtype}{list(array.shape)}. "
-            "Hint: read what jax.jit, jax.grad or jax.vmap returns; Options(checked=True) reads inside, leave it out there."
+            "Hint: read it outside of jax.jit, jax.grad and jax.vmap, and leave Options(checked=True) out inside."
         )
     return np.asarray(array.cpu() if hasattr(array, "cpu") else array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -34,6 +35,9 @@ class Plan:
     packed: bool
     q_start: int
     q_tokens: int
+
+    def __post_init__(self) -> None:
+        self.line  # noqa: B018  made now: compilers that read it later cannot run what makes it
 
     @cached_property
     def samples(self) -> tuple[SamplePlan, ...]:
@@ -69,6 +73,12 @@ class Plan:
             found.append(Sample(0 if self.packed else index, start, start, plan))
             start += plan.q_tokens if self.packed else 0
         return found
+
+    @cached_property
+    def line(self) -> str:
+        """The plan as one line of JSON, equal for equal plans; `plan_of_line` reads it back."""
+        table = [self.spec.line, [stream.line for stream in self.streams], self.packed, self.q_start, self.q_tokens]
+        return json.dumps(table, separators=(",", ":"))
 
     @property
     def k_tokens(self) -> int:
@@ -155,6 +165,15 @@ def plan(
 @lru_cache(maxsize=256)
 def _cached(spec: RoutingSpec, streams: tuple[Stream, ...], packed: bool, q_start: int, q_tokens: int) -> Plan:
     return Plan(spec, streams, packed, q_start, q_tokens)
+
+
+@lru_cache(maxsize=256)
+def plan_of_line(line: str) -> Plan:
+    """Return the plan that `Plan.line` wrote."""
+    spec, streams, packed, q_start, q_tokens = json.loads(line)
+    return _cached(
+        RoutingSpec.from_json(spec), tuple(Stream.from_json(one) for one in streams), packed, q_start, q_tokens
+    )
 
 
 def _streams(spec: RoutingSpec, stream: object, tokens: int | None) -> tuple[Stream, ...]:

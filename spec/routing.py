@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sparsemoc.spec import checks
@@ -132,6 +133,14 @@ class RoutingSpec:
             )
         if self.stream is not None and self.chunks.bounds is not None:
             self.chunks.cuts(self.stream)  # raises where the given bounds do not fit the stream
+        self.line  # noqa: B018  made now: compilers that read it later cannot run what makes it
+
+    @cached_property
+    def line(self) -> str:
+        """The spec as one line of JSON, equal for equal specs: what stands for it where only text can."""
+        from sparsemoc.spec import serial  # here, since serial builds specs
+
+        return serial.spec_line(self)
 
     def top_k_of(self, heads: int) -> tuple[int, ...]:
         """Return the top_k of each of `heads` query heads.

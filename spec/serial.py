@@ -22,6 +22,7 @@ from sparsemoc.spec.routing import Block, RouteDropout, RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
 
 VERSION = 1
+_TIGHT = (",", ":")
 _PER_SEGMENT = "segment"
 _ANCHORS: dict[str, type[First] | type[Window]] = {"first": First, "window": Window}
 
@@ -30,18 +31,32 @@ _Value = TypeVar("_Value")
 
 def to_json(spec: RoutingSpec) -> str:
     """Return a spec as JSON text: `version: 1` and every field, defaults too."""
+    return json.dumps(_table_of(spec), indent=2, allow_nan=False)
+
+
+def spec_line(spec: RoutingSpec) -> str:
+    """Return `to_json` without blanks: equal for equal specs, so that it may stand in for one."""
+    return json.dumps(_table_of(spec), separators=_TIGHT, allow_nan=False)
+
+
+def _table_of(spec: RoutingSpec) -> dict[str, Any]:
     table: dict[str, Any] = {"version": VERSION} | {f.name: getattr(spec, f.name) for f in fields(spec)}
     table["stream"] = None if spec.stream is None else asdict(spec.stream)
     table["chunks"] = asdict(spec.chunks) | {"size": _PER_SEGMENT if spec.chunks.size is None else spec.chunks.size}
     table["anchors"] = [a if isinstance(a, str) else {type(a).__name__.lower(): asdict(a)} for a in spec.anchors]
     table["unit"] = {"block": spec.unit.n} if isinstance(spec.unit, Block) else spec.unit
     table["dropout"] = None if spec.dropout is None else asdict(spec.dropout)
-    return json.dumps(table, indent=2, allow_nan=False)
+    return table
 
 
 def stream_to_json(stream: Stream) -> str:
     """Return a stream as JSON text: `version: 1` and every field of every segment, defaults too."""
     return json.dumps({"version": VERSION} | asdict(stream), indent=2)
+
+
+def stream_line(stream: Stream) -> str:
+    """Return `stream_to_json` without blanks: equal for equal streams."""
+    return json.dumps({"version": VERSION} | asdict(stream), separators=_TIGHT)
 
 
 def from_json(text: str | bytes) -> RoutingSpec:

@@ -100,6 +100,14 @@ class Stream:
                 )
         object.__setattr__(self, "segments", tuple(segments))
         checks.whole(self.tokens, "Stream: the total of tokens", least=1, hint="Hint: pack shorter streams.")
+        self.line  # noqa: B018  made now: compilers that read it later cannot run what makes it
+
+    @cached_property
+    def line(self) -> str:
+        """The stream as one line of JSON, equal for equal streams: what stands for it where only text can."""
+        from sparsemoc.spec import serial  # here, since serial builds streams
+
+        return serial.stream_line(self)
 
     @classmethod
     def multishot(cls, shots: int, frames: int, height: int, width: int, caption: int = 0, prompt: int = 0) -> Stream:

@@ -13,13 +13,11 @@ if TYPE_CHECKING:
     from sparsemoc.frameworks.execution import Execution
 
 #: Root module of an array's type -> the module here that serves it.
-_MODULES = {"numpy": "sparsemoc.frameworks.numpy", "torch": "sparsemoc.frameworks.torch"}
+_MODULES = {name: f"sparsemoc.frameworks.{name}" for name in ("numpy", "jax", "torch")}
+#: Root modules of array types that belong to a library of another name.
+_ALIASES = {"jaxlib": "jax"}
 #: Array libraries that are known and not served yet, with the way round.
-_HINTS = {
-    "jax": "pass numpy.asarray(array)",
-    "jaxlib": "pass numpy.asarray(array)",
-    "cupy": "pass cupy.asnumpy(array)",
-}
+_HINTS = {"cupy": "pass cupy.asnumpy(array)"}
 
 
 class Framework(Protocol):
@@ -27,8 +25,8 @@ class Framework(Protocol):
 
     NAME: str
 
-    def check(self, array: Any, argument: str, function: str) -> None:
-        """Raise unless the array is a float array that this framework's backends can take."""
+    def checked(self, array: Any, argument: str, function: str) -> Any:
+        """Return a float array in the dtype that it is computed in, or raise where no backend can take it."""
 
     def device(self, array: Any) -> str:
         """Return the device that holds an array: its kind, and its number where there are several, "cuda:1"."""
@@ -104,7 +102,8 @@ def framework_of(function: str, **arrays: Any) -> Framework:
             hint = "pass numpy.asarray(array)" if root is None else _HINTS[root]
             got = describe(arrays[argument]) if root is None else f"{root} {type(arrays[argument]).__name__}"
             raise UnsupportedError(
-                f"{function}: `{argument}` must be a NumPy array or a torch tensor, got {got}. Hint: {hint}."
+                f"{function}: `{argument}` must be a NumPy array, a JAX array or a torch tensor, got {got}. "
+                f"Hint: {hint}."
             )
     framework: Framework = import_module(_MODULES[libraries.pop()])
     return framework
@@ -113,4 +112,5 @@ def framework_of(function: str, **arrays: Any) -> Framework:
 def _root(kind: type) -> str | None:
     """Return the library of an array type: the first known root module along its bases, None where there is none."""
     roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
-    return next((root for root in roots if root in _MODULES or root in _HINTS), None)
+    known = (_ALIASES.get(root, root) for root in roots)
+    return next((root for root in known if root in _MODULES or root in _HINTS), None)

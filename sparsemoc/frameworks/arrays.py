@@ -31,8 +31,7 @@ class Arrays:
                 f'{function}: axes must be "bshd" or "bhsd", got {describe(axes)}.{did_you_mean(axes, _TO_CANONICAL)}'
             )
         framework = framework_of(function, **given)
-        for argument, array in given.items():
-            framework.check(array, argument, function)
+        given = {argument: framework.checked(array, argument, function) for argument, array in given.items()}
         rank = given[next(iter(given))].ndim
         canonical = {}
         for argument, array in given.items():
@@ -57,7 +56,7 @@ class Arrays:
         framework_of(self.function, **{argument: array})  # first alone: a library that is not served is named as such
         name, some = next(iter(self.of.items()))
         framework_of(self.function, **{name: some, argument: array})
-        self.framework.check(array, argument, self.function)
+        self.framework.checked(array, argument, self.function)
         self._same("device", {name: self.framework.device(some), argument: self.framework.device(array)})
 
     @property

@@ -124,7 +124,7 @@ class Execution:
         return None if array is None else self.framework.show(array, self.problem.framework)
 
     def _shown_layout(self, layout: Layout) -> Layout:
-        """Return a layout for the backend; the same object where it can be, with what a backend has kept on it."""
+        """Return a layout for the backend."""
         if self.problem.framework == self.framework.NAME:
             return layout
         return Layout(self._shown(layout.selected), layout.plan, self._shown(layout.key_lengths))

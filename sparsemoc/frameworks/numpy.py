@@ -13,13 +13,14 @@ from sparsemoc.spec.errors import ShapeError, describe
 from sparsemoc.spec.host import host
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.philox import seed_number
+from sparsemoc.spec.traced import is_traced
 
 NAME = "numpy"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def check(array: Any, argument: str, function: str) -> None:
-    """Raise ShapeError unless the array is a float array of a dtype that is served."""
+def checked(array: Any, argument: str, function: str) -> NDArray[Any]:
+    """Return a float array of a dtype that is served, or raise ShapeError."""
     if not isinstance(array, np.ndarray):
         raise ShapeError(f"{function}: `{argument}` must be a NumPy array, got {describe(array)}.")
     if isinstance(array, np.ma.MaskedArray):
@@ -30,6 +31,7 @@ def check(array: Any, argument: str, function: str) -> None:
             f"{function}: `{argument}` must be {', '.join(DTYPES)} in native byte order, "
             f"got {array.dtype.name}{order}. Hint: array.astype(numpy.float32)."
         )
+    return array
 
 
 def device(array: NDArray[Any]) -> str:
@@ -46,6 +48,8 @@ def integers(array: Any, argument: str, function: str, like: Any = None) -> NDAr
     """Return an integer array, of a served library or a sequence, as int32; values clamp to [0, 2**31 - 1]."""
     if isinstance(array, np.ma.MaskedArray):
         raise ShapeError(f"{function}: `{argument}` must not be a masked array. Hint: array.filled(0).")
+    if is_traced(array):
+        raise ShapeError(f"{function}: `{argument}` must be an integer array, got {describe(array)}.")
     try:
         values = host(array)
     except ValueError:  # rows of unlike lengths

@@ -15,7 +15,9 @@ from torch.autograd import forward_ad
 
 from sparsemoc.backends import Randomness, Result
 from sparsemoc.frameworks import numpy as numpy_arrays
+from sparsemoc.frameworks import torch_ops, torch_transforms, torch_tree  # noqa: F401  it makes a tree of Layout
 from sparsemoc.frameworks.execution import Execution
+from sparsemoc.frameworks.portable import line_of
 from sparsemoc.spec.errors import ShapeError, UnsupportedError, describe
 from sparsemoc.spec.host import dtype_name, host
 from sparsemoc.spec.layout import Layout
@@ -29,8 +31,8 @@ INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, to
 _BITS = torch.int16
 
 
-def check(array: Any, argument: str, function: str) -> None:
-    """Raise unless the array is a dense float tensor of a dtype that is served, without a forward-mode tangent."""
+def checked(array: Any, argument: str, function: str) -> torch.Tensor:
+    """Return a tensor in the dtype of the autocast region, if it is dense, float and without a tangent; or raise."""
     if not isinstance(array, torch.Tensor):
         raise ShapeError(f"{function}: `{argument}` must be a torch tensor, got {describe(array)}.")
     if array.layout is not torch.strided or array.is_nested:
@@ -54,6 +56,7 @@ def check(array: Any, argument: str, function: str) -> None:
             f"{function}: `{argument}` must carry no tangent, got a dual tensor: there is no forward-mode derivative. "
             "Hint: use reverse mode, out.backward()."
         )
+    return torch_transforms.cast(array)
 
 
 def device(array: torch.Tensor) -> str:
@@ -82,6 +85,8 @@ def seed(value: Any, like: torch.Tensor) -> Any:
     """Return a 0-d integer tensor as int64 on the device of `like`, anything else as an int in [0, 2**64)."""
     if isinstance(value, torch.Tensor) and value.ndim == 0 and value.dtype in (*INTEGERS, torch.uint64):
         return value.to(device=like.device, dtype=torch.int64)
+    if isinstance(value, torch.SymInt):  # a whole number that a compiler keeps open; its number would compile anew
+        return torch.full((), value, dtype=torch.int64, device=like.device)
     return seed_number(value)
 
 
@@ -134,9 +139,9 @@ def records(*arrays: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
 
 
-def pool(run: Execution, k: torch.Tensor, key_lengths: torch.Tensor | None) -> torch.Tensor:
+def pool(run: Execution, k: torch.Tensor, key_lengths: torch.Tensor | None) -> Any:
     """Return the mean key of each chunk."""
-    return run.compute_pool(k, key_lengths)
+    return torch_ops.pool(k.detach(), key_lengths, line_of(run))
 
 
 def route(
@@ -145,70 +150,40 @@ def route(
     centroids: torch.Tensor,
     key_lengths: torch.Tensor | None,
     randomness: Randomness | None,
-) -> torch.Tensor:
+) -> Any:
     """Return `Layout.selected`."""
-    return run.compute_route(q, centroids, key_lengths, randomness)
+    line, q, centroids = line_of(run), q.detach(), centroids.detach()
+    if randomness is None:
+        return torch_ops.route(q, centroids, key_lengths, None, 0, 0, line)
+    seed = _seed_tensor(randomness.seed, q.device)
+    return torch_ops.route(q, centroids, key_lengths, seed, randomness.batch_start, randomness.head_start, line)
+
+
+def _seed_tensor(value: Any, device: torch.device) -> torch.Tensor:
+    """Return a seed as a 0-d int64 tensor, its 64 bits: filled on the device, for a copy would wait."""
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.full((), (value + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=device)
 
 
 def attend(run: Execution, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float) -> Result:
     """Return out and lse, both differentiable where autograd records."""
-    if not records(q, k, v):
-        return run.compute_forward(q, k, v, layout, scale)
-    return Result(*_Attend.apply(run, layout, scale, q, k, v))
+    return Result(*torch_transforms.attend(q, k, v, layout.selected, layout.key_lengths, scale, line_of(run)))
 
 
-def backward(run: Execution, *given: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def backward(
+    run: Execution,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: Layout,
+    scale: float,
+    result: Result,
+    d_out: torch.Tensor,
+    d_lse: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return dq, dk, dv."""
-    return run.compute_backward(*given)
-
-
-class _Attend(torch.autograd.Function):
-    """out and lse of q, k, v; the choice of chunks is hard, so nothing flows through the layout."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: Execution, layout: Layout, scale: float, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse = run.compute_forward(q, k, v, layout, scale)
-        ctx.run, ctx.plan, ctx.scale = run, layout.plan, scale
-        # The layout's tensors too: what is kept elsewhere, hooks that offload or recompute would never see.
-        ctx.save_for_backward(q, k, v, layout.selected, layout.key_lengths, out, lse)
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, d_out: torch.Tensor | None, d_lse: torch.Tensor | None) -> tuple[Any, ...]:
-        if d_out is None and d_lse is None:
-            return (None,) * 6
-        q, k, v, selected, key_lengths, out, lse = ctx.saved_tensors
-        layout = Layout(selected, ctx.plan, key_lengths)
-        d_out = torch.zeros_like(out) if d_out is None else d_out
-        grads = _Gradients.apply(ctx.run, layout, ctx.scale, Result(out, lse), q, k, v, d_out, d_lse)
-        needed = ctx.needs_input_grad[3:]
-        return (None, None, None, *(grad if need else None for grad, need in zip(grads, needed, strict=True)))
-
-
-class _Gradients(torch.autograd.Function):
-    """dq, dk, dv: a function of its own, so that asking for its gradients, and that alone, is an error."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        run: Execution,
-        layout: Layout,
-        scale: float,
-        result: Result,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        d_out: torch.Tensor,
-        d_lse: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return run.compute_backward(q, k, v, layout, scale, result, d_out, d_lse)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> None:
-        raise UnsupportedError(
-            "attention: gradients must be taken once, got a second derivative: there is none of the gradients. "
-            "Hint: leave out create_graph=True, or detach the first gradients."
-        )
+    dq, dk, dv = torch_ops.attend_backward(
+        q, k, v, layout.selected, layout.key_lengths, *result, d_out, d_lse, scale, line_of(run)
+    )
+    return dq, dk, dv

@@ -132,3 +132,56 @@ def telling() -> Telling:
 @pytest.fixture
 def hollow() -> Hollow:
     return Hollow()
+
+
+class Traced:
+    """The same problem in JAX arrays, and in the NumPy arrays that they were made of."""
+
+    SPEC, FREE, DROPOUT, LENGTHS = Small.SPEC, Small.FREE, Small.DROPOUT, Small.LENGTHS
+
+    def __init__(self) -> None:
+        import jax
+
+        self.jax = jax
+
+    def draw(self, *shape: int, dtype: str = "float32") -> Any:
+        import ml_dtypes
+
+        kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+        return np.random.default_rng(shape).standard_normal(shape).astype(kind)
+
+    def numpy(self, dtype: str = "float32", packed: bool = False) -> tuple[Any, ...]:
+        """Return q, k, v, d_out, d_lse."""
+        lead = (55,) if packed else (2, 42)
+        shapes = [(*lead, heads, dim) for heads, dim in ((4, 8), (2, 8), (2, 5), (4, 5))]
+        lse = "float64" if dtype == "float64" else "float32"
+        d_lse = self.draw(*lead[:-1], 4, lead[-1], dtype=lse)
+        return (*(self.draw(*shape, dtype=dtype) for shape in shapes), d_lse)
+
+    def given(self, arrays: Any) -> tuple[Any, ...]:
+        return tuple(self.jax.numpy.asarray(array) for array in arrays)
+
+    def same(self, found: Any, expected: Any) -> None:
+        """Check that trees of JAX arrays hold the bits of a tree of other arrays."""
+        leaves, wanted = self.jax.tree.leaves(found), self.jax.tree.leaves(expected)
+        assert len(leaves) == len(wanted)
+        for one, other in zip(leaves, wanted, strict=True):
+            assert isinstance(one, self.jax.Array)
+            one, other = np.asarray(one), np.asarray(other)
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            np.testing.assert_array_equal(one.view(np.uint8), np.ascontiguousarray(other).view(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def traced() -> Traced:
+    return Traced()
+
+
+@pytest.fixture(params=["ffi", "pure_callback"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test once by each of the two ways from JAX to the host."""
+    from sparsemoc.frameworks import jax_bridge
+
+    assert jax_bridge.way() == "ffi"
+    monkeypatch.setattr(jax_bridge._Way, "found", request.param)
+    return str(request.param)

@@ -1,0 +1,94 @@
+"""Calls under torch.compile: specs and their like go into the graph as text, tensors and layouts as they are.
+
+The compiler guards on the text, so an equal spec compiles nothing anew. The function runs in plain Python on tensors
+without data, once for each graph: its checks raise there, and what it leaves in the graph are the custom operators.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable
+from functools import wraps
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from sparsemoc.frameworks import torch_tree
+from sparsemoc.frameworks.traced import FUNCTIONS
+from sparsemoc.spec.errors import UnsupportedError
+from sparsemoc.spec.plan import Plan, plan_of_line
+from sparsemoc.spec.routing import RoutingSpec
+from sparsemoc.spec.stream import Stream
+
+
+def call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function of `FUNCTIONS` as one node of a graph. The compiler reads these lines: they are kept simple."""
+    given = dict(zip(_PARAMETERS[name], args, strict=False))
+    given.update(kwargs)
+    told: dict[str, Any] = {}
+    for argument, value in given.items():
+        if value is None:
+            continue  # no value of a graph; `_reading` knows
+        if isinstance(value, RoutingSpec):
+            told[argument + "__spec"] = value.line
+        elif isinstance(value, Stream):
+            told[argument + "__stream"] = value.line
+        elif isinstance(value, Plan):
+            told[argument + "__plan"] = value.line
+        elif isinstance(value, (tuple, list)) and len(value) > 0 and isinstance(value[0], Stream):
+            told[argument + "__streams"] = [one.line for one in value]
+        elif argument == "backend" and not isinstance(value, str):
+            raise UnsupportedError(
+                "backend must be a name under torch.compile, got an object. Hint: register it by an entry point."
+            )
+        elif argument in ("options", "config"):
+            fields = [(field, getattr(value, field)) for field in type(value).__dataclass_fields__]
+            told[argument + "__value"] = repr((type(value).__module__, type(value).__qualname__, fields))
+        else:
+            told[argument] = value
+    return _TRACED[name](**told)
+
+
+def _value(text: str) -> Any:
+    """Return a dataclass of plain fields, Options or a config, from its text."""
+    module, kind, values = ast.literal_eval(text)
+    return getattr(import_module(module), kind)(**dict(values))
+
+
+def _streams(lines: Iterable[str]) -> tuple[Stream, ...]:
+    return tuple(Stream.from_json(line) for line in lines)
+
+
+#: Suffix of an argument that goes as text -> how it is read.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "spec": RoutingSpec.from_json,
+    "stream": Stream.from_json,
+    "streams": _streams,
+    "plan": plan_of_line,
+    "value": _value,
+}
+
+
+def _reading(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that takes what `call` tells. What has no default and is not told is None."""
+    needed = [name for name, one in inspect.signature(function).parameters.items() if one.default is one.empty]
+
+    @wraps(function)
+    def read(**told: Any) -> Any:
+        given: dict[str, Any] = dict.fromkeys(needed)
+        for name, value in told.items():
+            argument, _, kind = name.partition("__")
+            given[argument] = _READERS[kind](value) if kind else value
+        return function(**given)
+
+    return read
+
+
+#: The compiler calls these as they are, and does not read them.
+_TRACED = {name: torch._dynamo.nonstrict_trace(_reading(function)) for name, function in FUNCTIONS.items()}
+_PARAMETERS = {name: tuple(inspect.signature(function).parameters) for name, function in FUNCTIONS.items()}
+
+# What a tree of the graph holds in its place is found while the graph is made.
+torch._dynamo.assume_constant_result(torch_tree.plan_of)
