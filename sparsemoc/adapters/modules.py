@@ -25,7 +25,8 @@ class MoCAttention(nn.Module):
     """Self-attention of a transformer block: out_proj(attention(rotary(norm(x W_q), norm(x W_k)), x W_v)).
 
     Route dropout is applied in training mode only; its seed comes from torch's generator of x's device, so that
-    activation checkpointing repeats the routes. `spec`, `rotary` and `monitor` may be replaced between steps.
+    activation checkpointing repeats the routes. `spec`, `rotary` and `monitor` may be replaced between steps. Under
+    torch.compile the batch may vary; each stream and each spec is a graph of its own.
 
     Args:
         dim: width of x and of the output.
@@ -39,7 +40,8 @@ class MoCAttention(nn.Module):
         eps: of that norm.
         rotary: called with (q, k), (batch, tokens, heads, head_dim) each, packed (tokens, heads, head_dim); returns
             both, turned. What it returns is cast to the dtype of v.
-        monitor: an object whose record(name, layout) is called with the Layout of every forward pass, or None.
+        monitor: an object whose record(name, layout) is called with the Layout of every forward pass, or None, such as
+            a `sparsemoc.training.Monitor`. It breaks the graph of torch.compile; return_layout does not.
         name: of this layer, for the monitor.
         backend, config, options, deterministic: as for `sparsemoc.attention`.
         device, dtype: of the parameters.

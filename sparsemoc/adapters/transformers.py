@@ -52,7 +52,8 @@ def register(
 
     Padding stands at the end of a segment, and becomes `key_lengths`; outputs of padded tokens are 0. Where a model is
     given an attention mask, a read of it once per forward pass (on a GPU a synchronisation, with padding two) tells
-    whether that is so. Under torch.compile an assertion on the device tells, and nothing is read.
+    whether that is so. Under torch.compile an assertion on the device tells, and nothing is read; the batch may vary,
+    while each number of tokens is a graph of its own, so that decoding is best left uncompiled.
 
     Route dropout is applied in training mode, seeded by torch's generator. Registering a name again replaces its
     spec, in models that use it too: so a training schedule changes it.
