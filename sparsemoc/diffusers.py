@@ -10,5 +10,6 @@ handle.remove()
 from sparsemoc.adapters.diffusers.families import register_family
 from sparsemoc.adapters.diffusers.family import Family, patches
 from sparsemoc.adapters.diffusers.handle import Handle, enable
+from sparsemoc.adapters.diffusers.processors import Processor
 
-__all__ = ["Family", "Handle", "enable", "patches", "register_family"]
+__all__ = ["Family", "Handle", "Processor", "enable", "patches", "register_family"]

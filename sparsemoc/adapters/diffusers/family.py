@@ -37,8 +37,9 @@ class Family:
             (frames, height, width) in latent patches.
         order: what stands in the sequence: ("video",), ("text", "video") or ("video", "text").
         text: function of (model.config, inputs) that returns the number of text tokens, padding included; with text.
-        processor: makes the attention processor of a layer from (layer, the processor it stands for); None where the
-            model's own processors ask diffusers' dispatcher for the backend in their `_attention_backend`.
+        processor: makes the attention processor of a layer from (layer, the processor it stands for), a subclass of
+            `Processor`; None where the model's own processors ask diffusers' dispatcher for the backend in their
+            `_attention_backend`.
 
     Raises:
         SpecError: a value outside these rules.

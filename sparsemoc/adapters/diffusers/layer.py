@@ -16,6 +16,8 @@ from sparsemoc.spec.errors import ShapeError, SpecError, UnsupportedError
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Stream
 
+OWN_PROCESSOR = "Hint: Family(processor=...) takes a subclass of sparsemoc.diffusers.Processor of your own."
+
 
 @dataclass(eq=False)
 class State:
@@ -31,16 +33,19 @@ class State:
 
 
 class Layer:
-    """One layer. It holds no module, so that what is registered for it keeps no model alive."""
+    """One layer: what its processor holds."""
 
     def __init__(self, name: str, module_name: str, state: State) -> None:
         self.name = name
         self.module_name = module_name
         self.state = state
         self.spec: RoutingSpec | None = None
-        #: What stands for this layer in diffusers' tables, and the backend that its processor had before.
-        self.member: Any = None
+        #: Of dense passes: the backend that the processor had before.
         self.dense_backend: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
+        """A copied model holds the same layers, and is refused."""
+        return self
 
     def dense(self) -> bool:
         """Say whether this pass is dense here: by the spec, or by the denoising step."""
@@ -50,33 +55,6 @@ class Layer:
                 "Hint: enable(pipe, ...), or in a loop of your own handle.step = 0, 1, ..."
             )
         return self.spec is None or self.state.dense
-
-    def dispatched(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-        _parallel_config: Any = None,
-    ) -> Any:
-        """Serve diffusers' dispatcher."""
-        if self.dense():
-            return bridge.dense(
-                query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
-                enable_gqa=enable_gqa, backend=self.dense_backend, parallel_config=_parallel_config,
-            )  # fmt: skip
-        if _parallel_config is not None:
-            raise UnsupportedError(parallel_text(self.name))
-        if dropout_p or is_causal:
-            raise UnsupportedError(
-                f"{self.name}: dropout_p must be 0 and is_causal False, got {dropout_p} and {is_causal}. "
-                'Hint: RoutingSpec(causal="token") is the causal form, RouteDropout drops routes.'
-            )
-        return self.attend(query, key, value, attn_mask, scale)
 
     def attend(self, q: Any, k: Any, v: Any, mask: Any = None, scale: float | None = None) -> Any:
         """Attend by the spec.
@@ -107,6 +85,39 @@ class Layer:
         out, layout = found
         state.monitor.record(self.name, layout)
         return out
+
+
+def dispatched(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    _parallel_config: Any = None,
+) -> Any:
+    """Serve diffusers' dispatcher; the layer stands in `_parallel_config`."""
+    layer = _parallel_config
+    if layer is None:
+        raise UnsupportedError(
+            "enable: a routed processor must pass its `_parallel_config` to diffusers' dispatcher, got None. "
+            f"{OWN_PROCESSOR}"
+        )
+    if not isinstance(layer, Layer):
+        raise UnsupportedError(parallel_text("enable"))
+    if layer.dense():
+        return bridge.dense(
+            query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
+            enable_gqa=enable_gqa, backend=layer.dense_backend,
+        )  # fmt: skip
+    if dropout_p or is_causal:
+        raise UnsupportedError(
+            f"{layer.name}: dropout_p must be 0 and is_causal False, got {dropout_p} and {is_causal}. "
+            'Hint: RoutingSpec(causal="token") is the causal form, RouteDropout drops routes.'
+        )
+    return layer.attend(query, key, value, attn_mask, scale)
 
 
 def parallel_text(name: str) -> str:

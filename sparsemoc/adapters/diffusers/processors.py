@@ -14,7 +14,13 @@ from sparsemoc.spec.errors import UnsupportedError
 
 
 class Processor:
-    """The attention processor of one routed layer."""
+    """The attention processor of one routed layer; a subclass says in `routed` how its model projects.
+
+    Args:
+        layer: `layer.attend(q, k, v, mask)` attends by the spec, with the whole sequence as (batch, tokens, heads,
+            head_dim), post-RoPE, and a bool mask (batch, text tokens) or None.
+        original: the processor that it stands for, which serves dense passes.
+    """
 
     def __init__(self, layer: Any, original: Any) -> None:
         self.layer = layer
@@ -111,9 +117,6 @@ class HunyuanVideo15Processor(_TwoProjections):
 
     The model's own processor expands that mask to (batch, 1, tokens, tokens); nothing of that size is made here.
     """
-
-    #: diffusers sets it on processors that have it; a model whose tokens are split is refused at its forward pass.
-    _parallel_config = None
 
 
 class MochiProcessor(_TwoProjections):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from sparsemoc.adapters.diffusers.layer import State
 
 
@@ -17,6 +19,8 @@ class _Recall:
         self.state = state
 
     def __call__(self, block: Any, *args: Any) -> Any:
+        if torch.compiler.is_compiling():  # the stream is a constant of the graph, recomputed or not
+            return self.checkpoint(block, *args)
         return self.checkpoint(_Block(block, self.state), *args)
 
 

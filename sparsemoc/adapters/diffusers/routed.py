@@ -7,13 +7,14 @@ import inspect
 import re
 import weakref
 from collections.abc import Callable
+from operator import index
 from typing import Any
 
 import torch
 
 from sparsemoc.adapters.diffusers import bridge, recall
 from sparsemoc.adapters.diffusers.family import Family
-from sparsemoc.adapters.diffusers.layer import Layer, State, parallel_text
+from sparsemoc.adapters.diffusers.layer import OWN_PROCESSOR, Layer, State, dispatched, parallel_text
 from sparsemoc.adapters.diffusers.streams import Shots, build_stream
 from sparsemoc.spec.errors import SpecError, UnsupportedError, describe
 from sparsemoc.spec.stream import Stream
@@ -40,9 +41,8 @@ class Routed:
         for name, module in _attentions(model, family):
             self._place(Layer(prefix + name, name, state), module)
         self._hook = model.register_forward_pre_hook(self, with_kwargs=True)
-        # What is registered in diffusers must not outlive the model.
-        members = [layer.member for layer in self.layers if layer.member is not None]
-        self._uninstall = weakref.finalize(model, bridge.uninstall, members)
+        bridge.install(dispatched)
+        self._uninstall = weakref.finalize(model, bridge.uninstall)  # at most once, and when the model is gone
 
     def remove(self) -> None:
         """Give every layer its own processor back, and forget the model."""
@@ -75,9 +75,11 @@ class Routed:
     def stream(self, config: Any, inputs: dict[str, Any]) -> Stream:
         """Return the stream of a pass with these forward arguments."""
         family = self._family
+        # A compiler with symbolic sizes makes one graph for each stream: `index` asks it for the number.
         frames, height, width = family.grid(config, inputs)
-        text = 0 if family.text is None else int(family.text(config, inputs))
-        found: Stream = _stream(family.order, (int(frames), int(height), int(width)), text, self.state.shots)
+        grid = (index(frames), index(height), index(width))
+        text = 0 if family.text is None else index(family.text(config, inputs))
+        found: Stream = _stream(family.order, grid, text, self.state.shots)
         return found
 
     def _place(self, layer: Layer, module: Any) -> None:
@@ -86,7 +88,7 @@ class Routed:
         if self._family.processor is None:
             ours = copy.copy(own)
             layer.dense_backend = own._attention_backend
-            layer.member = ours._attention_backend = bridge.install(layer.name, layer.dispatched)
+            ours._attention_backend, ours._parallel_config = bridge.MEMBER, layer
         else:
             ours = self._family.processor(layer, own)
         module.processor = ours
@@ -105,7 +107,7 @@ class Routed:
         for layer, (attention, _, ours) in zip(self.layers, self._placed, strict=True):
             if attention.processor is not ours:
                 _changed(layer.name, f"the processor {type(attention.processor).__name__}")
-            if layer.member is not None and ours._attention_backend is not layer.member:
+            if self._family.processor is None and ours._attention_backend is not bridge.MEMBER:
                 _changed(layer.name, f"the attention backend {ours._attention_backend!s}")
 
 
@@ -133,8 +135,7 @@ def _attentions(model: Any, family: Family) -> list[tuple[str, Any]]:
         if family.processor is None and not hasattr(module.processor, "_attention_backend"):
             raise UnsupportedError(
                 f"enable: {name} must have a processor that chooses diffusers' backend by `_attention_backend`, got "
-                f"{type(module.processor).__name__}. Hint: Family(processor=...) makes one that calls "
-                "layer.attend(q, k, v)."
+                f"{type(module.processor).__name__}. {OWN_PROCESSOR}"
             )
     return found
 

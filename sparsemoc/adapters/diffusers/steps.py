@@ -25,7 +25,8 @@ class Steps:
     def __init__(self, state: State, dense_steps: DenseSteps | None, pipe: Any = None) -> None:
         self._state = state
         self._is_dense = _rule(dense_steps)
-        self._pipe = pipe if dense_steps is not None else None
+        #: None where nobody asks for the step, or there is no scheduler to tell it.
+        self._pipe = pipe if dense_steps is not None and hasattr(pipe, "scheduler") else None
         self._scheduler: Any = None
         self._base: int | None = None
         self.step: int | None = None

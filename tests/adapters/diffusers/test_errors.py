@@ -16,6 +16,8 @@ pytest.importorskip("diffusers", reason="the adapter needs diffusers")
 adapter: Any = import_module("sparsemoc.diffusers")
 masks: Any = import_module("sparsemoc.adapters.diffusers.masks")
 family: Any = import_module("sparsemoc.adapters.diffusers.family")
+bridge: Any = import_module("sparsemoc.adapters.diffusers.bridge")
+dispatch: Any = import_module("diffusers.models.attention_dispatch").dispatch_attention_fn
 CASES: Any = import_module("tests.adapters.diffusers.models").CASES
 enable = adapter.enable
 
@@ -67,6 +69,21 @@ def test_subclasses_of_a_known_model_are_known() -> None:
 def test_a_family_is_checked(options: dict[str, Any], text: str) -> None:
     with pytest.raises(moc.SpecError, match=text):
         adapter.Family(**{"layers": "a", "grid": lambda config, inputs: (1, 1, 1), **options})
+
+
+def test_a_processor_of_ones_own_serves_a_model_that_asks_no_dispatcher() -> None:
+    class Own(adapter.Processor):  # type: ignore[misc]
+        def routed(self, attn: Any, video: Any, text: Any, mask: Any, rotary: Any) -> Any:
+            seen.append(self.layer.name)
+            return torch.zeros_like(video)
+
+    seen: list[str] = []
+    model = CASES["cosmos"].build()
+    grid = lambda config, inputs: adapter.patches(inputs["hidden_states"].shape[2:], config.patch_size)  # noqa: E731
+    own = adapter.Family(r"transformer_blocks\.\d+\.attn1", grid, processor=Own)
+    with enable(model, SPEC, family=own, per_layer={0: None}):
+        run(model, "cosmos")
+    assert seen == ["transformer_blocks.1.attn1"]
 
 
 def test_a_family_must_fit_the_model() -> None:
@@ -181,6 +198,13 @@ def test_checked_mode_reads_the_mask(hidden: int, text: str | None) -> None:
         masks.key_lengths("layer", STREAM, mask, checked=True)
 
 
+def test_text_is_counted_without_reading_the_mask() -> None:
+    mask = torch.ones(2, 1, 1, 37, dtype=torch.bool, device="meta")  # a tensor without values: reading it raises
+    assert masks.key_lengths("layer", STREAM, mask).shape == (2, 2)
+    with pytest.raises(RuntimeError, match="meta"):
+        masks.key_lengths("layer", STREAM, mask, checked=True)
+
+
 @pytest.mark.parametrize("name", ["wan", "cosmos", "cogvideox"])
 def test_a_mask_at_a_layer_is_refused(name: str) -> None:
     model = CASES[name].build()
@@ -199,8 +223,19 @@ def test_what_a_layer_cannot_honour_is_refused(option: dict[str, Any]) -> None:
     q = torch.zeros(2, 30, 2, 12)
     with enable(model, SPEC) as handle:
         run(model)
+        layer = model.get_submodule(handle.layers[0]).processor._parallel_config
         with pytest.raises(moc.UnsupportedError, match=r"blocks\.0\.attn1: dropout_p must be 0 and is_causal False"):
-            handle._routed[0].layers[0].dispatched(q, q, q, **option)
+            dispatch(q, q, q, backend=bridge.MEMBER, parallel_config=layer, **option)
+
+
+def test_a_processor_that_does_not_say_its_layer_is_refused() -> None:
+    model = CASES["wan"].build()
+    q = torch.zeros(2, 30, 2, 12)
+    with (
+        enable(model, SPEC),
+        pytest.raises(moc.UnsupportedError, match=r"must pass its `_parallel_config`.*sparsemoc\.diffusers\.Processor"),
+    ):
+        dispatch(q, q, q, backend=bridge.MEMBER)
 
 
 def test_context_parallelism_is_refused() -> None:
@@ -210,9 +245,9 @@ def test_context_parallelism_is_refused() -> None:
     config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
     model = CASES["wan"].build()
     q = torch.zeros(2, 30, 2, 12)
-    with enable(model, SPEC) as handle:
-        with pytest.raises(moc.UnsupportedError, match=r"blocks\.0\.attn1: context parallelism must be off"):
-            handle._routed[0].layers[0].dispatched(q, q, q, _parallel_config=config)
+    with enable(model, SPEC):
+        with pytest.raises(moc.UnsupportedError, match="context parallelism must be off"):
+            dispatch(q, q, q, backend=bridge.MEMBER, parallel_config=config)
         model._parallel_config = config
         with pytest.raises(moc.UnsupportedError, match="WanTransformer3DModel: context parallelism must be off"):
             run(model)

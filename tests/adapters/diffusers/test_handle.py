@@ -160,10 +160,10 @@ def test_a_model_that_is_gone_leaves_nothing_in_diffusers() -> None:
 
     model = CASES["wan"].build()
     enable(model, SPEC)
-    assert len(bridge.installed()) == 2
+    assert bridge.is_installed()
     del model
     gc.collect()
-    assert bridge.installed() == []
+    assert not bridge.is_installed()
 
 
 def test_layers_may_share_a_processor() -> None:
@@ -233,18 +233,19 @@ def test_the_private_names_that_the_bridge_needs_are_there() -> None:
     from sparsemoc.adapters.diffusers import bridge
 
     listed = list(AttentionBackendName)
-    member = bridge.install("layer", lambda query, key, value, attn_mask=None: query + 1)
+    bridge.install(lambda query, key, value, attn_mask=None: query + 1)
+    bridge.install(lambda query, key, value, attn_mask=None: query + 2)
     q = torch.zeros(1, 2, 1, 4)
-    assert torch.equal(dispatch_attention_fn(q, q, q, backend=member), q + 1)
+    bridge.uninstall()
+    assert torch.equal(dispatch_attention_fn(q, q, q, backend=bridge.MEMBER), q + 1)
     assert list(AttentionBackendName) == listed
-    bridge.uninstall([member])
-    bridge.uninstall([member])
+    bridge.uninstall()
     tables = (
         _AttentionBackendRegistry._backends,
         _AttentionBackendRegistry._constraints,
         _AttentionBackendRegistry._supported_arg_names,
     )
-    assert all(member not in table for table in tables)
+    assert all(bridge.MEMBER not in table for table in tables)
 
 
 @pytest.mark.parametrize("version", ["0.39.1", "0.44.0", "1.0.0.dev0"])
