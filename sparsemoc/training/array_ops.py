@@ -68,7 +68,7 @@ class NumpyOps:
     """NumPy arrays, and those of other libraries as NumPy's: in their own memory on the CPU, else in a copy."""
 
     numbers: Any = np
-    most_entries: int = 2**17
+    most_entries: int = 2**15  # larger blocks are handed back to the system each time, and fetched anew
 
     def own(self, array: Any) -> NDArray[Any]:
         """Return an array as NumPy's."""

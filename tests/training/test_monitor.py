@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 import sparsemoc as moc
+from sparsemoc.spec.routing import Block
 from sparsemoc.testing.problems import Problem
 from sparsemoc.testing.strategies import partial_anchors, problems
 from sparsemoc.training import LayerSummary, Monitor
@@ -147,6 +148,35 @@ def test_plans_of_one_layer_are_joined() -> None:
     assert summary.shot_matrix.tolist() == [[[0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]]
     entropies = [recorded(layout).load_entropy[0] for layout in (long, small, fine)]
     np.testing.assert_allclose(summary.load_entropy, [np.average(entropies, weights=[160, 80, 80])])
+
+
+def test_a_chunk_that_is_routed_for_a_block_and_an_anchor_of_some_members_counts_once() -> None:
+    # Frames of 2 tokens. The block of frames 0 and 1 may route to chunk 1, frame 2, which frame 1 sees already.
+    stream = moc.Stream((moc.Segment("video", grid=(4, 1, 2)),))
+    spec = moc.RoutingSpec(
+        stream=stream,
+        chunks=moc.Chunks(bounds=(0, 4, 6, 8)),
+        top_k=1,
+        anchors=(moc.window(1, "frame"),),
+        unit=Block(4),
+    )
+    layout = moc.Layout(np.full((1, 1, 4, 1), 1, np.int32), moc.plan(spec, q_start=0, q_tokens=4))
+    layout.validate()
+    assert recorded(layout).plans[0].pairs.tolist() == [2 * (4 + 2) + 2 * 6]
+    expect_report(recorded(layout), layout)
+
+
+def test_shots_are_open_where_any_query_has_candidates() -> None:
+    stream = moc.Stream((moc.Segment("video", 4, shot=0), moc.Segment("text", 1), moc.Segment("video", 20, shot=1)))
+    spec = moc.RoutingSpec(stream=stream, chunks=moc.Chunks(20), top_k=0, anchors=("chunk", moc.window(5)))
+    layout = layout_of(Problem(spec, (stream,), head_dim=4))
+    # The first query of shot 1 sees all of shot 0 by its window, the last one nothing of it.
+    assert recorded(layout).open_shots.tolist() == [[False, True], [True, False]]
+    causal = replace(spec, causal="chunk")
+    assert recorded(layout_of(Problem(causal, (stream,), head_dim=4))).open_shots.tolist() == [
+        [False] * 2,
+        [True, False],
+    ]
 
 
 def test_scalars_for_loggers_are_plain_and_by_layer_and_head() -> None:
