@@ -46,12 +46,12 @@ def attention(
 
     out_i = softmax(scale * q_i . K[S(i)]) V[S(i)], S(i) = A(i) united with the keys of the top_k candidate chunks j
     with the highest score <q_i, mean of K[j]>; lse_i is the natural log of the sum of exponentials. See RoutingSpec.
-    Of torch tensors, out and lse are differentiable.
+    Of torch tensors and JAX arrays, out and lse are differentiable: once, in reverse mode.
 
     Args:
-        q: NumPy array or torch tensor (batch, queries, heads, head_dim), float16 | bfloat16 | float32 | float64, any
-            strides; or packed (tokens, heads, head_dim), samples end to end. NaN and infinity are allowed: a NaN
-            score ranks first, so that a NaN is never hidden.
+        q: NumPy array, JAX array or torch tensor (batch, queries, heads, head_dim), float16 | bfloat16 | float32 |
+            float64, any strides; or packed (tokens, heads, head_dim), samples end to end. NaN and infinity are
+            allowed: a NaN score ranks first, so that a NaN is never hidden.
         k: (batch, keys, kv_heads, head_dim), library, dtype and device of q; heads % kv_heads == 0.
         v: (batch, keys, kv_heads, v_head_dim), as k.
         spec: the routing spec.
@@ -68,7 +68,8 @@ def attention(
         backend: a name of available_backends(), a Backend, or "auto". A name is obeyed or refused, never replaced.
         config: the backend's tunables, None for its default.
         options: see Options.
-        batch_start, head_start: global numbers of the first batch row and query head, for route dropout when sharded.
+        batch_start, head_start: global numbers of the first batch row and query head, for route dropout when sharded;
+            of JAX arrays they may be traced, from jax.lax.axis_index.
         return_lse, return_layout: whether to return lse and the Layout as well.
 
     Returns:

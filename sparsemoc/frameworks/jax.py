@@ -147,7 +147,8 @@ def attend(run: Execution, q: jax.Array, k: jax.Array, v: jax.Array, layout: Lay
     """Return out and lse, both differentiable in reverse mode, once."""
     lengths = () if layout.key_lengths is None else (layout.key_lengths,)
     arrays, _ = jax_bridge.varying_alike(q, k, v, layout.selected, *lengths)
-    return jax_gradients.attend(jax_gradients.Attention(run, scale), *arrays, *(() if lengths else (None,)))
+    which = jax_gradients.Attention(run, scale)
+    return Result(*jax_gradients.attend(which, *arrays, *(() if lengths else (None,))))
 
 
 def backward(
@@ -163,4 +164,5 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return dq, dk, dv."""
     which = jax_gradients.Attention(run, scale)
-    return jax_gradients.gradients(which, q, k, v, layout.selected, layout.key_lengths, *result, d_out, d_lse)
+    dq, dk, dv = jax_gradients.gradients(which, q, k, v, layout.selected, layout.key_lengths, *result, d_out, d_lse)
+    return dq, dk, dv

@@ -78,5 +78,5 @@ def gradients(
 def _second(which: Attention, primals: Any, tangents: Any) -> Any:
     raise UnsupportedError(
         "attention: gradients must be taken once, got a second derivative: there is none of the gradients. "
-        "Hint: jax.lax.stop_gradient(gradients)."
+        "Hint: take them of jax.lax.stop_gradient of q, k and v."
     )

@@ -63,17 +63,17 @@ def call_of(text: str) -> HostCall:
 def fill(text: str, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> None:
     """Run a call, once for each index of the axes that jax.vmap has put in front, and write what it gives."""
     function = call_of(text)
-    mapped = mapped_axes(inputs)
-    whole = [np.broadcast_to(x, (*mapped, *x.shape[len(mapped) :])) if mapped else x for x in inputs]
+    mapped = outputs[0].shape[: inputs[0].ndim - 4]  # all methods begin with q or k
     for index in np.ndindex(mapped):
-        for output, result in zip(outputs, function(*(array[index] for array in whole)), strict=True):
+        results = function(*(_element(array, index) for array in inputs))
+        for output, result in zip(outputs, results, strict=True):
             output[index] = result
 
 
-def mapped_axes(inputs: Sequence[Floats]) -> tuple[int, ...]:
-    """Return the sizes of the axes that jax.vmap has put in front; an input that is not mapped has 1 there."""
-    count = inputs[0].ndim - 4  # all methods begin with q or k
-    return np.broadcast_shapes(*(array.shape[:count] for array in inputs)) if count else ()
+def _element(array: Floats, index: tuple[int, ...]) -> Floats:
+    """Return what stands at an index of the axes in front; an input that is not mapped has 1 there."""
+    part: Floats = array[tuple(0 if size == 1 else at for at, size in zip(index, array.shape, strict=False))]
+    return part
 
 
 def _pool(run: Execution, _: float, k: Floats, key_lengths: Floats | None) -> Sequence[Floats]:

@@ -23,11 +23,11 @@ HINT = "Hint: array.astype(numpy.float32)."
 KINDS: dict[str, tuple[Any, type[Exception], str]] = {
     "None": (
         None, moc.UnsupportedError,
-        "must be a NumPy array or a torch tensor, got None (NoneType). Hint: pass numpy.asarray(array).",
+        "must be a NumPy array, a JAX array or a torch tensor, got None (NoneType). Hint: pass numpy.asarray(array).",
     ),
     "a list": (
         [[1.0]], moc.UnsupportedError,
-        "must be a NumPy array or a torch tensor, got [[1.0]] (list). Hint: pass numpy.asarray(array).",
+        "must be a NumPy array, a JAX array or a torch tensor, got [[1.0]] (list). Hint: pass numpy.asarray(array).",
     ),
     "a number": (np.float32(1), moc.ShapeError, "must be a NumPy array, got np.float32(1.0) (float32)."),
     "a masked array": (
@@ -71,17 +71,11 @@ def test_an_array_of_the_wrong_kind(name: str, argument: str, calls: Any, text_o
     assert text_of(kind, lambda: getattr(calls, call)(**given)) == f"{function}: `{argument}` {rest}"
 
 
-@pytest.mark.parametrize(
-    ("library", "hint"),
-    [
-        ("cupy", "pass cupy.asnumpy(array)"),
-        ("jaxlib", "pass numpy.asarray(array)"),
-    ],
-)
+@pytest.mark.parametrize(("library", "hint"), [("cupy", "pass cupy.asnumpy(array)")])
 def test_arrays_of_other_libraries(library: str, hint: str, calls: Any, text_of: Any) -> None:
     # A class that says where it comes from stands for the library, which need not be here.
     tensor = type("Tensor", (), {"__module__": f"{library}.core"})()
-    text = f"pool: `k` must be a NumPy array or a torch tensor, got {library} Tensor. Hint: {hint}."
+    text = f"pool: `k` must be a NumPy array, a JAX array or a torch tensor, got {library} Tensor. Hint: {hint}."
     assert text_of(moc.UnsupportedError, lambda: calls.pool(k=tensor)) == text
     text = f"all arrays must come from one library, got `q` from numpy, `k` from {library}, `v` from numpy."
     assert text_of(moc.ShapeError, lambda: calls.attention(k=tensor)) == f"attention: {text}"
