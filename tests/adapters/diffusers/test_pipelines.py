@@ -202,6 +202,18 @@ def test_steps_count_where_the_scheduler_has_no_number_and_where_it_starts_late(
                 pipe.scheduler.step(torch.zeros(1), t, torch.zeros(1))
 
 
+def test_a_compiled_pipeline_has_one_graph_for_dense_steps_and_one_for_the_others() -> None:
+    counter = import_module("torch._dynamo.testing").CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+    pipe = wan_pipe()
+    with enable(pipe, SPEC, dense_steps=1):
+        expected = wan_frames(pipe)
+        pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend=counter)
+        for _ in range(2):
+            torch.testing.assert_close(wan_frames(pipe), expected, rtol=0, atol=1e-5)
+    assert counter.frame_count == 2
+
+
 def test_a_loop_of_ones_own_says_the_step(calls: Calls) -> None:
     model = CASES["wan"].build()
     with torch.no_grad(), enable(model, SPEC, dense_steps=1) as handle:
