@@ -15,6 +15,8 @@ PYPROJECT = load_toml(ROOT / "pyproject.toml")
 PYTHONS = python_versions(PYPROJECT)
 #: The oldest Triton that is supported, and the newest.
 OLDEST_TRITON, NEWEST_TRITON = "3.6.0", "3.9.0"
+#: What works together on JAX arrays on a GPU, and the oldest Python that has it.
+JAX_PYTHON, JAX, JAX_TRITON = "3.12", "0.11.2", "0.4.1"
 
 
 @nox.session
@@ -76,6 +78,15 @@ def kernels(session: nox.Session) -> None:
     for version, few in ((OLDEST_TRITON, ["--few"]), (NEWEST_TRITON, [])):
         session.install(f"triton=={version}")
         session.run("python", "-m", "bench.kernels", *few, *session.posargs)
+
+
+@nox.session(python=JAX_PYTHON, default=False)
+def jax_gpu(session: nox.Session) -> None:
+    """Lower calls on JAX arrays through jax-triton, without a GPU; arguments go to `python -m bench.jax_lowering`."""
+    session.install("-e", ".", f"triton=={NEWEST_TRITON}", f"jax=={JAX}", f"jax-triton=={JAX_TRITON}")
+    # Without what it depends on, the CUDA libraries: kernels are lowered here, not run.
+    session.install("--no-deps", f"jax-cuda13-plugin=={JAX}")
+    session.run("python", "-m", "bench.jax_lowering", *session.posargs)
 
 
 @nox.session(default=False)

@@ -1,1 +1,1 @@
-"""The Triton backend: forward and backward on NVIDIA GPUs, on torch tensors."""
+"""The Triton backend: forward and backward on NVIDIA GPUs, on torch tensors and JAX arrays."""

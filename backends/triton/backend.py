@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
-import torch
 import triton
 
 from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result
-from sparsemoc.backends.triton import backward, forward, providers, routing
+from sparsemoc.backends.triton import backward, forward, gpu, jax_calls, providers, routing
 from sparsemoc.backends.triton.config import TritonConfig, default_config
 from sparsemoc.backends.triton.device import DeviceTables, device_tables
+from sparsemoc.backends.triton.jax_calls import in_any_library
 from sparsemoc.backends.triton.kernels.tile import INTERPRET
 from sparsemoc.backends.triton.lengths import Ends, ends_of
 from sparsemoc.backends.triton.tables import geometry
@@ -26,11 +27,11 @@ _MOST_INDEX = 2**31 - 1
 
 
 class TritonBackend:
-    """Tiled GPU kernels on torch tensors. Accumulates in float32."""
+    """Tiled GPU kernels on torch tensors and JAX arrays. Accumulates in float32."""
 
     name = "triton"
     capabilities = Capabilities(
-        frameworks=("torch",),
+        frameworks=("torch", "jax"),
         devices=("cuda", "cpu") if INTERPRET.value else ("cuda",),
         dtypes=("float16", "bfloat16", "float32"),
         max_head_dim=256,
@@ -43,7 +44,7 @@ class TritonBackend:
     def refuses(self, problem: Problem) -> str | None:
         """Return None if the backend can run the problem, else the reason with its values."""
         plan = problem.plan
-        if reason := self.capabilities.refuses(problem) or _gpu_refuses(problem):
+        if reason := self.capabilities.refuses(problem) or _jax_refuses(problem) or _gpu_refuses(problem):
             return reason
         if plan.slots > routing.MOST_SLOTS:
             return f"keeps at most {routing.MOST_SLOTS} routes to a query, not {plan.slots}"
@@ -57,15 +58,12 @@ class TritonBackend:
 
     def version(self) -> str:
         """Return the versions and the GPU that results depend on."""
-        versions = f"triton {triton.__version__}, torch {torch.__version__}"
-        if not torch.cuda.is_available():
-            return f"{versions}, interpreted"
-        return f"{versions}, {torch.cuda.get_device_name()}, sm_{_capability('cuda')}"
+        return f"triton {triton.__version__}, {gpu.described()}"
 
     def default_config(self, problem: Problem) -> TritonConfig:
         """Return the config used where the caller gives none."""
         dims = max(problem.head_dim, problem.v_head_dim)
-        return default_config(dims, problem.dtype, _capability(problem.device))
+        return default_config(dims, problem.dtype, gpu.capability(problem))
 
     def search_space(self, problem: Problem) -> list[TritonConfig]:
         """Return the configs worth trying, the default first: tiles twice as large or half, more and fewer stages."""
@@ -89,12 +87,14 @@ class TritonBackend:
         rows, heads = slice_size(problem.batch, problem.kv_heads, need, problem.options.max_workspace)
         return need * rows * heads
 
+    @in_any_library
     def pool(self, problem: Problem, k: Any, key_lengths: Any, *, config: TritonConfig | None = None) -> Any:
         """Return the mean key of each chunk, float32 (batch, kv_heads, chunks, head_dim); 0 where it has no key."""
         with _on(problem, k) as tables_of:
             tables, ends = tables_of(key_lengths)
             return routing.pool(tables, k, ends, config or self.default_config(problem))
 
+    @in_any_library
     def route(
         self,
         problem: Problem,
@@ -114,6 +114,7 @@ class TritonBackend:
                 plan.spec.dropout, config or self.default_config(problem),
             )  # fmt: skip
 
+    @in_any_library
     def attend(
         self,
         problem: Problem,
@@ -131,6 +132,7 @@ class TritonBackend:
             chosen = config or self.default_config(problem)
             return Result(*forward.attend(problem, tables, q, k, v, layout.selected, ends, scale, chosen))
 
+    @in_any_library
     def attend_backward(
         self,
         problem: Problem,
@@ -166,6 +168,10 @@ def _on(problem: Problem, array: Any) -> Iterator[Any]:
         tables = device_tables(problem.plan, key_lengths is not None, array.device)
         return tables, ends_of(tables.geometry, tables.keys, key_lengths)
 
+    if problem.framework != "torch":
+        yield tables_of
+        return
+    torch = import_module("torch")
     with torch.cuda.device(array.device) if array.device.type == "cuda" else nullcontext():
         try:
             yield tables_of
@@ -176,21 +182,23 @@ def _on(problem: Problem, array: Any) -> Iterator[Any]:
             ) from error
 
 
+def _jax_refuses(problem: Problem) -> str | None:
+    if problem.framework != "jax":
+        return None
+    if problem.device != "cuda":
+        return f"takes JAX arrays on cuda alone, not {problem.device}"
+    if problem.options.anchors not in ("auto", "own"):
+        return f'has the anchor engine own alone for JAX arrays, not "{problem.options.anchors}"'
+    return jax_calls.refuses()
+
+
 def _gpu_refuses(problem: Problem) -> str | None:
     if problem.device != "cuda":
         return None
-    found = _capability(problem.device)
+    found = gpu.capability(problem)
     if found < LEAST_CAPABILITY:
-        return f"runs on GPUs from sm_{LEAST_CAPABILITY} on, not on {torch.cuda.get_device_name()} (sm_{found})"
+        return f"runs on GPUs from sm_{LEAST_CAPABILITY} on, not on {gpu.name(problem)} (sm_{found})"
     return None
-
-
-def _capability(device: str) -> int:
-    """Return the compute capability, 90 for sm_90, of the current GPU; the interpreter is as good as any."""
-    if device != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability()
-    return 10 * int(major) + int(minor)
 
 
 def _least_workspace(problem: Problem, config: TritonConfig) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from sparsemoc.backends.protocol import Problem
 from sparsemoc.backends.triton import routing
 from sparsemoc.backends.triton.config import TritonConfig
@@ -13,6 +11,7 @@ from sparsemoc.backends.triton.device import DeviceTables
 from sparsemoc.backends.triton.key_tiles import Segments, device_key_tiles, key_tiles, segments
 from sparsemoc.backends.triton.launch_backward import Call, blocks, launch_grads, launch_query_grads, launch_rows
 from sparsemoc.backends.triton.lengths import Ends
+from sparsemoc.backends.triton.library import library_of
 from sparsemoc.backends.triton.query_tiles import QueryTiles, Sizes, device_tiles, query_tiles
 from sparsemoc.backends.triton.tables import Geometry, geometry
 from sparsemoc.backends.triton.workspace import Slice, empty_rows, slices
@@ -109,11 +108,11 @@ def _backward_slice(call: Call) -> None:
     rows = launch_rows(call)
     index = routing.index(call.tables, call.selected.contiguous(), call.config)
     heads, batch = call.lanes
-    shape = (batch, heads, *call.q.shape[1::2])
-    dq_sum = None if call.query_tiles else torch.zeros(shape, dtype=torch.float32, device=call.q.device)
+    shape, library = (batch, heads, *call.q.shape[1::2]), library_of(call.q)
+    dq_sum = None if call.query_tiles else library.zeros(shape, dtype=library.float32, device=call.q.device)
     launch_grads(call, rows, index, dq_sum)
     factor = call.scale * 2.0**-call.lift
     if dq_sum is None:
         launch_query_grads(call, rows, index, factor)
     else:
-        torch.mul(dq_sum.transpose(1, 2), factor, out=call.dq)
+        library.mul(dq_sum.transpose(1, 2), factor, out=call.dq)

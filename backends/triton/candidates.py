@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from sparsemoc.backends.triton.kernels.candidates import candidates_kernel
 from sparsemoc.backends.triton.lengths import Ends
+from sparsemoc.backends.triton.library import kernel_on, library_of
 from sparsemoc.backends.triton.tables import Geometry, Ints, Keys, Runs
 
 #: Mask words to a program: a word is 32 chunks.
@@ -86,9 +86,12 @@ def candidates(geometry: Geometry, keys: Keys, runs: Runs, reached: Near, ends: 
         ends: where the valid keys end, on the device.
     """
     batch, count, words = ends.stops.shape[0], *runs.allowed.shape
-    bits = torch.empty((batch, count, words), dtype=torch.int32, device=runs.allowed.device)
-    first, last = (bits.new_empty((batch, count, reached.width)) for _ in range(2))
-    candidates_kernel[(count, -(-words // WORDS), batch)](
+    library, device = library_of(runs.allowed), runs.allowed.device
+    bits, first, last = (
+        library.empty((batch, count, width), dtype=library.int32, device=device)
+        for width in (words, reached.width, reached.width)
+    )
+    kernel_on(runs.allowed, candidates_kernel)[(count, -(-words // WORDS), batch)](
         keys.chunk_lo, ends.stops, runs.anchor_ptr, runs.anchor_lo, runs.anchor_hi, runs.allowed, reached.first,
         bits, first, last,
         chunks=geometry.chunks, runs=count, words=words, near=reached.width, stride_stops=ends.stride,

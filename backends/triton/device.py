@@ -7,19 +7,25 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from sparsemoc.backends.triton.candidates import Candidates, Near, candidates, envelope, near
 from sparsemoc.backends.triton.lengths import Ends, ends_of
+from sparsemoc.backends.triton.library import library_of
 from sparsemoc.backends.triton.tables import Geometry, Keys, Runs, Units, geometry
 from sparsemoc.spec.philox import poisson_table
 from sparsemoc.spec.plan import Plan
 
 
+def placed(array: NDArray[Any], device: Any) -> Any:
+    """Return a NumPy array as a tensor on a device."""
+    return library_of(device).from_numpy(array).to(device)
+
+
 def on_device(tables: Any, device: Any) -> Any:
-    """Return a dataclass of tables with torch tensors on a device in place of its arrays."""
+    """Return a dataclass of tables with tensors on a device in place of its arrays."""
     moved = {
-        field.name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+        field.name: placed(value, device) if isinstance(value, np.ndarray) else value
         for field in fields(tables)
         for value in (getattr(tables, field.name),)
     }
@@ -32,9 +38,9 @@ class DeviceTables:
 
     Attributes:
         geometry: all of them on the host.
-        keys, runs, units: those of `geometry` as torch tensors on `device`.
+        keys, runs, units: those of `geometry` as tensors on `device`.
         near: the chunks that token windows may reach, on the device.
-        unpadded: the candidates of a call without padding.
+        unpadded: the candidates of a call without padding; None where nothing computed can be kept from call to call.
         device: where the tensors are.
         envelopes: those made so far, see `envelope`.
     """
@@ -44,13 +50,13 @@ class DeviceTables:
     runs: Runs
     units: Units
     near: Near
-    unpadded: Candidates
-    device: torch.device
+    unpadded: Candidates | None
+    device: Any
     envelopes: dict[tuple[int, int, bool], Any] = field(default_factory=dict, repr=False)
 
     def candidates(self, ends: Ends) -> Candidates:
         """Return the candidates of a call: those of the plan, or, padded, those of its lengths."""
-        if not ends.padded:
+        if not ends.padded and self.unpadded is not None:
             return self.unpadded
         return candidates(self.geometry, self.keys, self.runs, self.near, ends)
 
@@ -61,12 +67,12 @@ class DeviceTables:
         """
         key = units, chunks, local
         if key not in self.envelopes:
-            self.envelopes[key] = torch.from_numpy(envelope(self.geometry, *key)).to(self.device)
+            self.envelopes[key] = placed(envelope(self.geometry, *key), self.device)
         return self.envelopes[key]
 
 
 @lru_cache(maxsize=64)
-def device_tables(plan: Plan, padded: bool, device: torch.device) -> DeviceTables:
+def device_tables(plan: Plan, padded: bool, device: Any) -> DeviceTables:
     """Return the tables of a plan on a device; `padded` says whether the call has key_lengths.
 
     The first call for a plan copies them there and waits for it, so that any stream may read them from then on; it
@@ -75,19 +81,21 @@ def device_tables(plan: Plan, padded: bool, device: torch.device) -> DeviceTable
     host = geometry(plan, padded)
     keys, runs, units = (on_device(tables, device) for tables in (host.keys, host.runs, host.units))
     reached = on_device(near(host), device)
+    if device.type == "traced":
+        return DeviceTables(host, keys, runs, units, reached, None, device)
     unpadded = candidates(host, keys, runs, reached, ends_of(host, keys, None))
     if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+        library_of(device).cuda.current_stream(device).synchronize()
     return DeviceTables(host, keys, runs, units, reached, unpadded, device)
 
 
 @lru_cache(maxsize=256)
-def numbers(values: tuple[int, ...], device: torch.device) -> Any:
+def numbers(values: tuple[int, ...], device: Any) -> Any:
     """Return a few numbers as int32 on a device: kept there, for a copy from the host would make every call wait."""
-    return torch.tensor(values, dtype=torch.int32, device=device)
+    return placed(np.array(values, np.int32), device)
 
 
 @lru_cache(maxsize=256)
-def poisson_thresholds(into: float, into_max: int, device: torch.device) -> Any:
-    """Return `poisson_table(into, into_max)` as int64 on a device, kept there."""
-    return torch.from_numpy(poisson_table(into, into_max).astype(np.int64)).to(device)
+def poisson_thresholds(into: float, into_max: int, device: Any) -> Any:
+    """Return `poisson_table(into, into_max)` as words, low before high, int32 on a device, kept there."""
+    return placed(poisson_table(into, into_max).view(np.int32), device)

@@ -18,9 +18,12 @@ def _missing() -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and not _driver():
         return f"there is no NVIDIA driver: libcuda.so.1 is not found. {_HINT}"
-    for name in ("torch", "triton"):
-        if importlib.util.find_spec(name) is None:
-            return f'{name} is not installed. Hint: pip install "sparsemoc[triton]"'
+    if importlib.util.find_spec("triton") is None:
+        return 'triton is not installed. Hint: pip install "sparsemoc[triton]"'
+    if not interpreted and importlib.util.find_spec("jax_triton") is not None:
+        return None
+    if importlib.util.find_spec("torch") is None:
+        return 'torch is not installed. Hint: pip install "sparsemoc[triton]", or jax-triton for JAX arrays'
     if not interpreted:
         import torch
 

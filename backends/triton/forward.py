@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 
 from sparsemoc.backends.protocol import Problem
@@ -15,6 +14,7 @@ from sparsemoc.backends.triton.kernels.anchors import attend_anchors
 from sparsemoc.backends.triton.kernels.merge import merge
 from sparsemoc.backends.triton.kernels.routed import attend_routed
 from sparsemoc.backends.triton.lengths import Ends
+from sparsemoc.backends.triton.library import kernel_on, library_of
 from sparsemoc.backends.triton.query_tiles import QueryTiles, Sizes, device_tiles, query_tiles
 from sparsemoc.backends.triton.tables import Geometry, geometry
 from sparsemoc.backends.triton.workspace import LOG2_E, Partials, Slice, empty_rows, slices
@@ -78,7 +78,8 @@ def attend(
     provider = providers.chosen(problem, tables.geometry, ends.padded)
     tiles = tiles_of(tables, config, provider)
     out = empty_rows(q, v.shape[3])
-    lse = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32, device=q.device)
+    library = library_of(q)
+    lse = library.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=library.float32, device=q.device)
     if scale < 0:
         q, scale = -q, -scale
     selected = selected if selected.stride(3) == 1 or selected.shape[3] <= 1 else selected.contiguous()
@@ -146,16 +147,16 @@ def _attend_slice(call: Call, provider: providers.Provider | None, out: Any, lse
 
 
 def _partials(call: Call, places: int) -> Partials:
-    heads, batch = call.lanes
-    dtype = torch.float32 if call.config.merge_float32 else call.q.dtype
-    out = torch.empty((batch, heads, places, call.v.shape[3]), dtype=dtype, device=call.q.device)
-    return Partials(out, torch.empty((batch, heads, places), dtype=torch.float32, device=call.q.device))
+    (heads, batch), library = call.lanes, library_of(call.q)
+    dtype = library.float32 if call.config.merge_float32 else call.q.dtype
+    out = library.empty((batch, heads, places, call.v.shape[3]), dtype=dtype, device=call.q.device)
+    return Partials(out, library.empty((batch, heads, places), dtype=library.float32, device=call.q.device))
 
 
 def launch_anchors(call: Call, partials: Partials) -> None:
     """Attend every item of the anchors; see `kernels.anchors.attend_anchors`."""
     tables, tiles, runs, config = call.tables, call.tiles, call.tables.runs, call.config
-    attend_anchors[len(tiles.items), *call.lanes](
+    kernel_on(call.q, attend_anchors)[len(tiles.items), *call.lanes](
         items=tiles.items, entries=tiles.entries, ends=call.ends.ends, selected=call.selected,
         run_chunk=runs.run_chunk, run_base=runs.run_base, out=partials.out, lse=partials.lse,
         stride_sb=call.selected.stride(0), stride_sh=call.selected.stride(1), stride_sl=call.selected.stride(2),
@@ -173,7 +174,7 @@ def launch_routed(call: Call, partials: Partials) -> None:
     index = routing.index(call.tables, call.selected.contiguous(), config)
     places = partials.lse.shape[2]
     bound = places // config.routed_rows + min(chunks, places)
-    attend_routed[bound, heads, batch](
+    kernel_on(call.q, attend_routed)[bound, heads, batch](
         entries=index.entries, ptr=index.ptr, tile_ptr=index.tile_ptr(config.routed_rows), out=partials.out,
         lse=partials.lse, chunks=chunks, places=places,
         **_common(call),
@@ -202,7 +203,7 @@ def launch_merge(call: Call, anchored: Partials, routed: Partials, slots: int, o
     tiles, config, selected = call.tiles, call.config, call.selected
     constants = merge_constants(call.v.shape[3], config)
     grid = (len(tiles.tiles) * (constants["TILE"] // constants["BLOCK_M"]), *call.lanes)
-    merge[grid](
+    kernel_on(call.q, merge)[grid](
         tiles=tiles.tiles, parts=tiles.parts, anchor_out=anchored.out, anchor_lse=anchored.lse, routed_out=routed.out,
         routed_lse=routed.lse, selected=selected, out=out, lse=lse,
         **{f"stride_o{axis}": out.stride(i) for i, axis in enumerate("blhd")},

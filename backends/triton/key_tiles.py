@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.device import DeviceTables, on_device
+from sparsemoc.backends.triton.library import library_of, starts
 from sparsemoc.backends.triton.routing import Index
 from sparsemoc.backends.triton.tables import Geometry, Ints
 
@@ -112,11 +112,11 @@ def segments(tiles: KeyTiles, geometry: Geometry, group: int, config: TritonConf
 
 def split_ptr(tiles: KeyTiles, split: Segments, index: Index, group: int, config: TritonConfig) -> Any:
     """Return how many parts lie before each key tile, int32 (batch, kv_heads, tiles + 1), on the device."""
-    routed = index.tile_ptr(config.grad_rows).diff(dim=-1).unflatten(1, (-1, group)).sum(2, dtype=torch.int32)
+    tiles_of_heads = index.tile_ptr(config.grad_rows).diff(dim=-1).unflatten(1, (-1, group))
+    routed = tiles_of_heads.sum(2, dtype=library_of(index.ptr).int32)
     work = tiles.work * group + routed.index_select(2, tiles.tile_chunk)
-    parts = torch.div(work + (split.segment - 1), split.segment, rounding_mode="floor")
-    parts = torch.where(work > split.segment, parts, torch.zeros_like(parts))
-    return torch.nn.functional.pad(parts.cumsum(-1, dtype=torch.int32), (1, 0))
+    parts = (work + (split.segment - 1)) // split.segment
+    return starts(parts * (work > split.segment))
 
 
 def _tiles_of(rows: NDArray[Any], size: int) -> NDArray[Any]:

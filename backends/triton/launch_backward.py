@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.device import DeviceTables
 from sparsemoc.backends.triton.forward import shape_constants
@@ -15,6 +13,7 @@ from sparsemoc.backends.triton.kernels.grads import grads, join_segments
 from sparsemoc.backends.triton.kernels.query_grads import anchor_query_grads, join_query_grads, routed_query_grads
 from sparsemoc.backends.triton.key_tiles import KeyTiles, Segments, split_ptr
 from sparsemoc.backends.triton.lengths import Ends
+from sparsemoc.backends.triton.library import kernel_on, library_of
 from sparsemoc.backends.triton.query_tiles import QueryTiles
 from sparsemoc.backends.triton.routing import Index
 from sparsemoc.backends.triton.tables import Geometry
@@ -74,7 +73,7 @@ class Call(NamedTuple):
     @property
     def lift(self) -> float:
         """log2 of the factor that weights and slopes carry."""
-        return LIFT if self.q.dtype == torch.float16 else 0.0
+        return LIFT if self.q.dtype == library_of(self.q).float16 else 0.0
 
 
 class Rows(NamedTuple):
@@ -89,9 +88,10 @@ def launch_rows(call: Call) -> Rows:
     heads, batch = call.lanes
     count = call.q.shape[1]
     shape = shape_constants(1, call.q.shape[3], call.v.shape[3], call.precision)
-    rows = Rows(*(torch.empty((batch, heads, count), dtype=torch.float32, device=call.q.device) for _ in range(2)))
+    library = library_of(call.q)
+    rows = Rows(*(library.empty((batch, heads, count), dtype=library.float32, device=call.q.device) for _ in range(2)))
     d_lse = call.lse if call.d_lse is None else call.d_lse
-    row_constants[-(-count // call.config.grad_rows), heads, batch](
+    kernel_on(call.q, row_constants)[-(-count // call.config.grad_rows), heads, batch](
         q=call.q, out=call.out, d_out=call.d_out, lse=call.lse, d_lse=d_lse, shift=rows.shift, delta=rows.delta,
         **strides("q", call.q), **strides("r", call.out), **strides("o", call.d_out), **strides("l", call.lse, "bhl"),
         **strides("dl", d_lse, "bhl"), rows_all=count, lift=call.lift,
@@ -106,18 +106,18 @@ def launch_grads(call: Call, rows: Rows, index: Index, dq_sum: Any) -> None:
     """Write dk and dv, and add to dq_sum unless it is None; see `kernels.grads.grads`."""
     tiles, split, config = call.key_tiles, call.segments, call.config
     batch, _, kv_heads, width = call.k.shape
-    group = call.q.shape[2] // kv_heads
+    group, library = call.q.shape[2] // kv_heads, library_of(call.q)
     if split.parts:
         before = split_ptr(tiles, split, index, group, config)
     else:
-        before = torch.zeros((batch, kv_heads, tiles.count + 1), dtype=torch.int32, device=call.q.device)
+        before = library.zeros((batch, kv_heads, tiles.count + 1), dtype=library.int32, device=call.q.device)
     shape = (batch, kv_heads, split.parts, config.grad_keys)
     sums = [
-        torch.empty((*shape, block), dtype=torch.float32, device=call.q.device)
+        library.empty((*shape, block), dtype=library.float32, device=call.q.device)
         for block in blocks(width, call.v.shape[3])
     ]
     factors = (call.scale * 2.0**-call.lift, 2.0**-call.lift)
-    grads[split.parts + tiles.count, kv_heads, batch](
+    kernel_on(call.q, grads)[split.parts + tiles.count, kv_heads, batch](
         dq=rows.shift if dq_sum is None else dq_sum, dk=call.dk, dv=call.dv, dk_parts=sums[0], dv_parts=sums[1],
         split_ptr=before, dk_factor=factors[0], dv_factor=factors[1], key_tiles=tiles.count, parts=split.parts,
         segment=split.segment, ADD_DQ=dq_sum is not None,
@@ -135,7 +135,7 @@ def launch_grads(call: Call, rows: Rows, index: Index, dq_sum: Any) -> None:
 def launch_join_segments(call: Call, parts: Any, target: Any, before: Any, factor: float) -> None:
     """Add the sums of split key tiles; see `kernels.grads.join_segments`."""
     tiles, batch, kv_heads = call.key_tiles, target.shape[0], target.shape[2]
-    join_segments[call.segments.parts, kv_heads, batch](
+    kernel_on(call.q, join_segments)[call.segments.parts, kv_heads, batch](
         sums_of_parts=parts, target=target, split_ptr=before, tile_lo=tiles.tile_lo, tile_hi=tiles.tile_hi,
         **strides("", target), key_tiles=tiles.count, parts=call.segments.parts, factor=factor,
         WIDTH=target.shape[3], BLOCK=parts.shape[4], BLOCK_N=call.config.grad_keys,
@@ -148,8 +148,9 @@ def launch_query_grads(call: Call, rows: Rows, index: Index, factor: float) -> N
     tiles, config, (heads, batch) = call.query_tiles, call.config, call.lanes
     assert tiles is not None, "asked for where dq is not summed by atomic additions"
     places = (tiles.places, call.q.shape[1] * call.selected.shape[3])
+    library = library_of(call.q)
     anchored, routed = (
-        torch.empty((batch, heads, count, call.q.shape[3]), dtype=torch.float32, device=call.q.device)
+        library.empty((batch, heads, count, call.q.shape[3]), dtype=library.float32, device=call.q.device)
         for count in places
     )
     if len(tiles.items):
@@ -157,7 +158,7 @@ def launch_query_grads(call: Call, rows: Rows, index: Index, factor: float) -> N
     if call.selected.shape[3]:
         launch_routed_query_grads(call, rows, index, routed)
     selected, constants = call.selected, shape_constants(1, call.q.shape[3], 1, "ieee")
-    join_query_grads[len(tiles.tiles), heads, batch](
+    kernel_on(call.q, join_query_grads)[len(tiles.tiles), heads, batch](
         tiles=tiles.tiles, parts=tiles.parts, anchor_parts=anchored, routed_parts=routed, selected=selected, dq=call.dq,
         **strides("s", selected, "bhls"), **strides("", call.dq), rows_all=call.q.shape[1],
         anchor_places=places[0], slots=selected.shape[3], factor=factor,
@@ -170,7 +171,7 @@ def launch_anchor_query_grads(call: Call, rows: Rows, parts: Any) -> None:
     """Write the partial sums of the anchors; see `kernels.query_grads.anchor_query_grads`."""
     tiles, config = call.query_tiles, call.config
     assert tiles is not None, "asked for where dq is not summed by atomic additions"
-    anchor_query_grads[len(tiles.items), *call.lanes](
+    kernel_on(call.q, anchor_query_grads)[len(tiles.items), *call.lanes](
         dq_parts=parts, items=tiles.items, entries=tiles.entries, ends=call.ends.ends,
         stride_ends=call.ends.segment_stride, places=parts.shape[2],
         **_shared(call, rows),
@@ -184,7 +185,7 @@ def launch_routed_query_grads(call: Call, rows: Rows, index: Index, parts: Any) 
     """Write the partial sums of the routes; see `kernels.query_grads.routed_query_grads`."""
     config, chunks, places = call.config, call.tables.geometry.chunks, parts.shape[2]
     bound = places // config.grad_query_rows + min(chunks, places)
-    routed_query_grads[bound, *call.lanes](
+    kernel_on(call.q, routed_query_grads)[bound, *call.lanes](
         dq_parts=parts, tile_ptr=index.tile_ptr(config.grad_query_rows), chunk_lo=call.tables.keys.chunk_lo,
         **_shared(call, rows), **_routes(call, index),
         **query_constants(config), SPLIT=call.tables.geometry.splits_chunks,

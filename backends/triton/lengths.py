@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-
+from sparsemoc.backends.triton.library import library_of
 from sparsemoc.backends.triton.tables import Geometry, Keys
 
 
@@ -28,7 +27,7 @@ class Ends(NamedTuple):
 
 
 def ends_of(geometry: Geometry, keys: Keys, key_lengths: Any) -> Ends:
-    """Return the ends for a call, by torch operations on the device of `keys`, without waiting for it.
+    """Return the ends for a call, by operations on the device of `keys`, without waiting for it.
 
     Args:
         geometry: the tables on the host.
@@ -40,8 +39,8 @@ def ends_of(geometry: Geometry, keys: Keys, key_lengths: Any) -> Ends:
     rows = 1 if geometry.plan.packed else key_lengths.shape[0]
     entry: Any = keys.segment_entry
     segment: Any = keys.chunk_segment
-    flat = key_lengths.to(torch.int32).reshape(rows, -1)[:, entry.long()]
-    ends: Any = keys.segment_lo + torch.minimum(flat.clamp(min=0), keys.segment_tokens)
-    stops = torch.minimum(torch.maximum(ends[:, segment.long()], keys.chunk_lo), keys.chunk_hi)
+    flat = key_lengths.to(library_of(key_lengths).int32).reshape(rows, -1)[:, entry.long()]
+    ends: Any = keys.segment_lo + flat.clamp(min=0).minimum(keys.segment_tokens)
+    stops = ends[:, segment.long()].maximum(keys.chunk_lo).minimum(keys.chunk_hi)
     stride, segment_stride = (0, 0) if rows == 1 else (stops.shape[1], ends.shape[1])
     return Ends(stops.contiguous(), ends.contiguous(), stride, segment_stride, True)

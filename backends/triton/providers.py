@@ -11,8 +11,6 @@ import importlib
 import importlib.util
 from typing import Any, Protocol
 
-import torch
-
 from sparsemoc.backends.protocol import Problem
 from sparsemoc.backends.triton.query_tiles import Provided
 from sparsemoc.backends.triton.tables import Geometry
@@ -78,10 +76,10 @@ class Sdpa(_Dense):
         """Return out and lse of full attention; see `Provider`."""
         if q.device.type == "cpu":
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+            out, lse = _torch().ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
             return out, lse
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
+        out, lse = _torch().ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
         return out, lse
 
 
@@ -94,7 +92,7 @@ class Cudnn(_Dense):
         """Return why it cannot attend the problem's rectangles, or None."""
         if reason := super().refuses(problem):
             return reason
-        if not torch.backends.cudnn.is_available():
+        if not _torch().backends.cudnn.is_available():
             return "needs a torch with cuDNN"
         if problem.group > 1:
             return f"takes as many key heads as query heads, not {problem.kv_heads} and {problem.heads}"
@@ -103,7 +101,7 @@ class Cudnn(_Dense):
     def attend(self, q: Any, k: Any, v: Any, scale: float) -> tuple[Any, Any]:
         """Return out and lse of full attention; see `Provider`."""
         q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-        found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
+        found = _torch().ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
         return found[0], found[1].reshape(q.shape[:3])
 
 
@@ -183,6 +181,12 @@ def attend_rectangle(
     places = slice(one.shift + one.q_lo, one.shift + one.q_hi)
     partials.out[:, :, places] = out
     partials.lse[:, :, places] = lse * LOG2_E
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
 
 
 def _unequal(problem: Problem) -> str:

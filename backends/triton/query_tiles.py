@@ -12,10 +12,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sparsemoc.backends.triton.device import DeviceTables, on_device
+from sparsemoc.backends.triton.library import library_of
 from sparsemoc.backends.triton.tables import Geometry, Ints
 
 #: Flags of an entry; the kernel has the same.
@@ -86,7 +86,7 @@ def device_tiles(tables: DeviceTables, sizes: Sizes, least: int) -> QueryTiles:
     """Return `query_tiles` on the device of `tables`, made once; the first call waits for the copy, as for `tables`."""
     tiles: QueryTiles = on_device(query_tiles(tables.geometry, sizes, least), tables.device)
     if tables.device.type == "cuda":
-        torch.cuda.current_stream(tables.device).synchronize()
+        library_of(tables.device).cuda.current_stream(tables.device).synchronize()
     return tiles
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
-import torch
 import triton
 
 from sparsemoc.backends.protocol import Randomness
@@ -17,6 +16,7 @@ from sparsemoc.backends.triton.kernels.index import count_kernel, place_kernel
 from sparsemoc.backends.triton.kernels.pool import pool_kernel
 from sparsemoc.backends.triton.kernels.route import route_kernel, split_kernel
 from sparsemoc.backends.triton.lengths import Ends
+from sparsemoc.backends.triton.library import kernel_on, library_of, starts
 from sparsemoc.backends.triton.routing_tiles import (
     drop_constants,
     index_constants,
@@ -47,8 +47,7 @@ class Index(NamedTuple):
 
     def tile_ptr(self, rows: int) -> Any:
         """Return the first tile of each chunk, int32 (batch, heads, chunks + 1), for tiles of `rows` entries."""
-        tiles = torch.div(self.ptr.diff(dim=-1) + (rows - 1), rows, rounding_mode="floor")
-        return torch.nn.functional.pad(tiles.cumsum(-1, dtype=torch.int32), (1, 0))
+        return starts((self.ptr.diff(dim=-1) + (rows - 1)) // rows)
 
 
 def pool(tables: DeviceTables, k: Any, ends: Ends, config: TritonConfig) -> Any:
@@ -62,8 +61,9 @@ def pool(tables: DeviceTables, k: Any, ends: Ends, config: TritonConfig) -> Any:
     """
     batch, _, kv_heads, head_dim = k.shape
     chunks = tables.geometry.chunks
-    centroids = torch.empty((batch, kv_heads, chunks, head_dim), dtype=torch.float32, device=k.device)
-    pool_kernel[(chunks, kv_heads, batch)](
+    library = library_of(k)
+    centroids = library.empty((batch, kv_heads, chunks, head_dim), dtype=library.float32, device=k.device)
+    kernel_on(k, pool_kernel)[(chunks, kv_heads, batch)](
         k, tables.keys.chunk_lo, ends.stops, centroids,
         *k.stride(), chunks=chunks, stride_stops=ends.stride,
         **pool_constants(config, head_dim), num_warps=WARPS, num_stages=1,
@@ -95,8 +95,8 @@ def route(
         dropout: what to drop; read only with `randomness`.
         config: tile sizes.
     """
-    batch, rows, heads, _ = q.shape
-    selected = torch.empty((batch, heads, rows, slots), dtype=torch.int32, device=q.device)
+    (batch, rows, heads, _), library = q.shape, library_of(q)
+    selected = library.empty((batch, heads, rows, slots), dtype=library.int32, device=q.device)
     if slots == 0:
         return selected
     candidates = tables.candidates(ends)
@@ -110,8 +110,9 @@ def _split(centroids: Any, tile: int, dim: int) -> Any:
     """Return centroids in bfloat16 pieces, (batch, kv_heads, 3, chunks, dim), padded with 0 to tiles of chunks."""
     batch, kv_heads, chunks, head_dim = centroids.shape
     width = -(-chunks // tile) * tile
-    planes = torch.empty((batch, kv_heads, 3, width, dim), dtype=torch.bfloat16, device=centroids.device)
-    split_kernel[(width // tile, kv_heads, batch)](
+    library = library_of(centroids)
+    planes = library.empty((batch, kv_heads, 3, width, dim), dtype=library.bfloat16, device=centroids.device)
+    kernel_on(centroids, split_kernel)[(width // tile, kv_heads, batch)](
         centroids, planes, *centroids.stride(), chunks=chunks, planes_chunks=width,
         **split_constants(head_dim, tile), num_warps=WARPS, num_stages=1,
     )  # fmt: skip
@@ -135,8 +136,8 @@ def _route(
     constants = route_constants(config, head_dim, dtype, slots, group, *_kinds(tables))
     units, tile = constants["UNITS"], constants["CHUNKS"]
     planes = _split(centroids, tile, constants["BLOCK_D"])
-    route_kernel[(_tiles(tables, units), heads, batch)](
-        q, planes, selected, **_unit_tables(tables), **_candidate_tables(tables, ends, candidates),
+    kernel_on(q, route_kernel)[(_tiles(tables, units), heads, batch)](
+        q, planes, selected=selected, **_unit_tables(tables), **_candidate_tables(tables, ends, candidates),
         envelope=tables.envelope(units, tile), top_k=numbers(top_k, q.device),
         **dict(zip(("stride_qb", "stride_ql", "stride_qh", "stride_qd"), q.stride(), strict=True)),
         **_sizes(tables, ends, candidates), rows=rows, slots=slots, planes_chunks=planes.shape[3],
@@ -157,7 +158,7 @@ def _drop(
     batch, heads, rows, slots = selected.shape
     constants = drop_constants(config, slots, *_kinds(tables))
     units, tile = constants["UNITS"], constants["CHUNKS"]
-    drop_kernel[(_tiles(tables, units), heads, batch)](
+    kernel_on(selected, drop_kernel)[(_tiles(tables, units), heads, batch)](
         selected, **_unit_tables(tables), **_candidate_tables(tables, ends, candidates),
         unit_position=tables.units.unit_position, unit_sample=tables.units.unit_sample,
         envelope=tables.envelope(units, tile, local=True), seed=_seed(randomness, selected.device),
@@ -199,12 +200,12 @@ def _sizes(tables: DeviceTables, ends: Ends, candidates: Candidates) -> dict[str
     }  # fmt: skip
 
 
-def _seed(randomness: Randomness, device: torch.device) -> Any:
-    """Return the seed as int64 (1,) on a device, without a copy from the host, which would wait."""
-    if isinstance(randomness.seed, torch.Tensor):
-        return randomness.seed.reshape(1)
-    wrapped = (int(randomness.seed) + 2**63) % 2**64 - 2**63
-    return torch.full((1,), wrapped, dtype=torch.int64, device=device)
+def _seed(randomness: Randomness, device: Any) -> Any:
+    """Return the words of the seed, low and high, as int32 (2,) on a device, without a copy from the host."""
+    library, seed = library_of(device), randomness.seed
+    if isinstance(seed, Integral):
+        seed = library.full((1,), (int(seed) + 2**63) % 2**64 - 2**63, dtype=library.int64, device=device)
+    return seed.reshape(-1).view(library.int32)
 
 
 def _low_word(number: int) -> int:
@@ -225,20 +226,21 @@ def index(tables: DeviceTables, selected: Any, config: TritonConfig) -> Index:
     # As many rows to a tile as there are chunks, and the table of counts is no larger than a column of `selected`.
     tile_rows = max(config.index_rows, triton.next_power_of_2(chunks))
     tiles = -(-rows // tile_rows)
-    entries = torch.empty((batch, heads, rows * slots), dtype=torch.int32, device=selected.device)
-    counts = torch.zeros((batch, heads, chunks * tiles + 1), dtype=torch.int32, device=selected.device)
+    library = library_of(selected)
+    entries = library.empty((batch, heads, rows * slots), dtype=library.int32, device=selected.device)
+    counts = library.zeros((batch, heads, chunks * tiles + 1), dtype=library.int32, device=selected.device)
     if slots == 0:
         return Index(entries, counts[..., ::tiles].contiguous())
 
-    def launch(kernel: Callable[..., Any], *arrays: Any) -> None:
-        kernel[(tiles, heads, batch)](  # type: ignore[index]  # a Triton kernel
+    def launch(kernel: Any, *arrays: Any) -> None:
+        kernel_on(selected, kernel)[(tiles, heads, batch)](
             selected, tables.runs.run_of_row, tables.runs.run_base, *arrays,
             rows=rows, tile_rows=tile_rows, slots=slots, stride_count=counts.shape[-1],
             **index_constants(config, slots), num_warps=WARPS, num_stages=1,
         )  # fmt: skip
 
     launch(count_kernel, counts)
-    starts = counts.cumsum(-1, dtype=torch.int32)
-    ptr = starts[..., ::tiles].clone(memory_format=torch.contiguous_format)  # placing moves the starts on
-    launch(place_kernel, starts, entries)
+    places = counts.cumsum(-1, dtype=library.int32)
+    ptr = places[..., ::tiles].clone(memory_format=library.contiguous_format)  # placing moves the places on
+    launch(place_kernel, places, entries)
     return Index(entries, ptr)

@@ -26,11 +26,12 @@ from sparsemoc.backends.triton.variants import Variant
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 #: What is no int32 table, size or stride.
-_OTHERS = {"planes": "*bf16", "centroids": "*fp32", "seed": "*i64", "thresholds": "*i64"}
+_OTHERS = {"planes": "*bf16", "centroids": "*fp32"}
 _TABLES = (
     "chunk_lo", "stops", "anchor_ptr", "anchor_lo", "anchor_hi", "allowed", "near_first", "bits", "first", "last",
     "selected", "unit_row", "unit_rows", "unit_run", "unit_runs", "unit_position", "unit_sample", "run_lo", "run_hi",
     "run_chunk", "run_base", "run_of_row", "envelope", "top_k", "counts", "starts", "entries",
+    "seed", "thresholds",
 )  # fmt: skip
 #: Widths of `selected` that stand for all: the paper's, and lists that fill a tile's registers.
 _SLOTS = (5, 64, 512)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
-
 from sparsemoc.backends.triton.lengths import Ends
+from sparsemoc.backends.triton.library import library_of
 
 LOG2_E = 1.4426950408889634
 #: Bytes of partial results at a time, where the caller sets no limit.
@@ -76,5 +75,6 @@ def slices(batch: int, kv_heads: int, need: int, limit: int | None) -> Iterator[
 def empty_rows(like: Any, width: int) -> Any:
     """Return a new (batch, tokens, heads, width) tensor whose outer axes lie in memory in the order of `like`'s."""
     order = sorted(range(3), key=lambda axis: -like.stride(axis))
-    made = torch.empty([like.shape[axis] for axis in order] + [width], dtype=like.dtype, device=like.device)
+    library = library_of(like)
+    made = library.empty([like.shape[axis] for axis in order] + [width], dtype=like.dtype, device=like.device)
     return made.permute([order.index(axis) for axis in range(3)] + [3])

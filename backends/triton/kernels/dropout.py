@@ -14,6 +14,13 @@ from sparsemoc.backends.triton.kernels.candidates import is_candidate
 
 
 @triton.jit
+def _wide(words):
+    """Return the int64 whose low and high words lie side by side: not every array library has int64."""
+    low = tl.load(words).to(tl.uint32, bitcast=True).to(tl.int64)
+    return (tl.load(words + 1).to(tl.int64) << 32) | low
+
+
+@triton.jit
 def _key(word, chunk):
     """Return the key under which the smallest word is the best; equal words go to the lower chunk."""
     return packed(word.to(tl.int32, bitcast=True) ^ 0x7FFFFFFF, chunk)
@@ -39,10 +46,10 @@ def _words(seed, batch, head, position, start, CHUNKS: tl.constexpr):
 def _counts(seed, batch, head, position, routes, off, thresholds, into_max):
     """Return d, how many of a unit's routes go, and m, how many others come; int32 (M,)."""
     w0, w1, _, _ = tl.philox(seed, batch, head, position, tl.zeros_like(position))
-    removed = (w0.to(tl.uint64) * off.to(tl.uint64) * routes.to(tl.uint64)) >> 48
+    removed = (w0.to(tl.uint64) * tl.cast(off, tl.uint64) * routes.to(tl.uint64)) >> 48
     added = tl.zeros_like(position)
     for count in range(into_max):
-        added += (w1.to(tl.int64) >= tl.load(thresholds + count)).to(tl.int32)
+        added += (w1.to(tl.int64) >= _wide(thresholds + 2 * count)).to(tl.int32)
     return removed.to(tl.int32), added
 
 
@@ -68,8 +75,8 @@ def drop_kernel(
         run_lo, run_hi, run_chunk, run_base, stops, bits, first, last, near_first: as in `route_kernel`.
         envelope: int32 (tiles, 2), for each program the range of chunks that holds its candidates, counted from the
             first chunk of the sample; it starts at a multiple of CHUNKS.
-        seed: int64 (1,).
-        thresholds: int64 (into_max,), see `spec.philox.poisson_table`.
+        seed: int32 (2,), its words, low before high.
+        thresholds: int32 (into_max, 2), likewise the words of `spec.philox.poisson_table`.
         off: floor(p_max * 2**16).
         batch_start, head_start: global numbers of the first batch row and head, low 32 bits.
         CHUNKS: candidates to a step, a multiple of 4.
@@ -88,7 +95,7 @@ def drop_kernel(
     own = tl.load(run_chunk + run)
     row_hi = tl.minimum(row + count, tl.load(stops + batch_wide * stride_stops + own) - q_start)
 
-    key, number = tl.load(seed), head + head_start
+    key, number = _wide(seed), head + head_start
     counter = batch + batch_start + tl.load(unit_sample + unit, mask=inside, other=0)
     out = selected + (batch_wide * tl.num_programs(1) + head) * rows * slots
     routes = out + row.to(tl.int64) * slots

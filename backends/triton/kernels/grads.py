@@ -86,9 +86,9 @@ def _add_one_by_one(d_values, weights, d_outs):
 
 @triton.jit
 def grads(
-    q, k, v, d_out, shift, delta, dq, dk, dv, dk_parts, dv_parts, entries, ptr, stops,
+    q, k, v, d_out, shift, delta, dq, entries, ptr, stops,
     tile_lo, tile_hi, tile_chunk, meeting_ptr, row_lo, row_full, row_hi, key_lo, key_hi, banded, split_ptr,
-    run_of_row, anchor_ptr, anchor_lo, anchor_hi,
+    run_of_row, anchor_ptr, anchor_lo, anchor_hi, dk, dv, dk_parts, dv_parts,
     stride_qb, stride_ql, stride_qh, stride_qd, stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd, stride_ob, stride_ol, stride_oh, stride_od,
     stride_dkb, stride_dkl, stride_dkh, stride_dkd, stride_dvb, stride_dvl, stride_dvh, stride_dvd, stride_stops,

@@ -59,7 +59,7 @@ def _take_in(
 
 @triton.jit
 def anchor_query_grads(
-    q, k, v, d_out, shift, delta, dq_parts, items, entries, ends,
+    q, k, v, d_out, shift, delta, items, entries, ends, dq_parts,
     stride_qb, stride_ql, stride_qh, stride_qd, stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd, stride_ob, stride_ol, stride_oh, stride_od, stride_ends,
     rows_all, places, q_start, reach, ahead, scale, lift,
@@ -121,8 +121,8 @@ def anchor_query_grads(
 
 @triton.jit
 def routed_query_grads(
-    q, k, v, d_out, shift, delta, dq_parts, entries, ptr, tile_ptr, chunk_lo, stops,
-    run_of_row, anchor_ptr, anchor_lo, anchor_hi,
+    q, k, v, d_out, shift, delta, entries, ptr, tile_ptr, chunk_lo, stops,
+    run_of_row, anchor_ptr, anchor_lo, anchor_hi, dq_parts,
     stride_qb, stride_ql, stride_qh, stride_qd, stride_kb, stride_kl, stride_kh, stride_kd,
     stride_vb, stride_vl, stride_vh, stride_vd, stride_ob, stride_ol, stride_oh, stride_od, stride_stops,
     rows_all, chunks, places, slots, q_start, reach, most_ranges, scale, lift,

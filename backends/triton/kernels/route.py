@@ -111,8 +111,8 @@ def _rank(score):
     )
 )  # fmt: skip
 def route_kernel(
-    q, planes, selected, unit_row, unit_rows, unit_run, unit_runs, run_lo, run_hi, run_chunk, run_base,
-    stops, bits, first, last, near_first, envelope, top_k,
+    q, planes, unit_row, unit_rows, unit_run, unit_runs, run_lo, run_hi, run_chunk, run_base,
+    stops, bits, first, last, near_first, envelope, top_k, selected,
     stride_qb, stride_ql, stride_qh, stride_qd,
     units, rows, planes_chunks, words, near, reach, q_start, pieces, slots, stride_stops, stride_bits, stride_near,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, UNITS: tl.constexpr, CHUNKS: tl.constexpr,

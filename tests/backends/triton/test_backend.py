@@ -14,7 +14,7 @@ import torch
 
 import sparsemoc as moc
 from sparsemoc.backends import Problem
-from sparsemoc.backends.triton import backend, forward
+from sparsemoc.backends.triton import forward, gpu
 from sparsemoc.backends.triton.config import TritonConfig, default_config
 from sparsemoc.backends.triton.entry import BACKEND
 
@@ -60,7 +60,7 @@ def test_gradients_flow_through_autograd() -> None:
 
 def test_numpy_arrays_are_refused() -> None:
     text = refused(lambda: attention(*(x.numpy() for x in qkv())))
-    assert 'backend "triton" takes torch arrays, not numpy' in text
+    assert 'backend "triton" takes torch, jax arrays, not numpy' in text
 
 
 def test_float64_is_refused() -> None:
@@ -118,7 +118,7 @@ def test_the_workspace_is_told_and_kept_under_the_limit() -> None:
 
 
 def test_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_capability", lambda device: 75)
+    monkeypatch.setattr(gpu, "capability", lambda problem: 75)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(BACKEND, "capabilities", replace(BACKEND.capabilities, devices=("cuda",)))
     assert BACKEND.refuses(_problem("cuda")) == "runs on GPUs from sm_80 on, not on Tesla T4 (sm_75)"
@@ -165,7 +165,7 @@ def test_a_config_of_the_caller_is_taken_and_changes_no_value_much() -> None:
 @pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_the_search_space_starts_with_the_default(capability: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_capability", lambda device: capability)
+    monkeypatch.setattr(gpu, "capability", lambda problem: capability)
     space = BACKEND.search_space(_problem("cpu"))
     assert space[0] == default_config(8, "float16", capability)
     assert len(set(space)) == len(space) > 3
