@@ -163,7 +163,11 @@ class Handle:
 
     @property
     def monitor(self) -> Any:
-        """What records the layouts: it has `record(layer_name, layout)`. None records nothing."""
+        """What records the layouts: it has `record(layer_name, layout)`. None records nothing.
+
+        It is called from Python: a model compiled with fullgraph=True needs `torch.compiler.set_stance("force_eager")`
+        around the passes that are recorded.
+        """
         return self._state.monitor
 
     @monitor.setter

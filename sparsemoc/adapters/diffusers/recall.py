@@ -30,25 +30,22 @@ class _Block:
     def __init__(self, block: Any, state: State) -> None:
         self.block = block
         self.state = state
-        self.then = _values(state)
+        self.then = state.stream, state.training, state.dense, state.monitor
 
     def __call__(self, *args: Any) -> Any:
         with _as_of(self.state, self.then):
+            self.then = *self.then[:3], None  # once is enough for the monitor
             return self.block(*args)
-
-
-def _values(state: State) -> tuple[Any, ...]:
-    return state.stream, state.training, state.dense
 
 
 @contextmanager
 def _as_of(state: State, then: tuple[Any, ...]) -> Iterator[None]:
-    now = _values(state)
-    state.stream, state.training, state.dense = then
+    now = state.stream, state.training, state.dense, state.monitor
+    state.stream, state.training, state.dense, state.monitor = then
     try:
         yield
     finally:
-        state.stream, state.training, state.dense = now
+        state.stream, state.training, state.dense, state.monitor = now
 
 
 def recall(model: Any, state: State) -> None:

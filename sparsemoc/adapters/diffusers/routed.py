@@ -14,16 +14,10 @@ import torch
 
 from sparsemoc.adapters.diffusers import bridge, recall
 from sparsemoc.adapters.diffusers.family import Family
+from sparsemoc.adapters.diffusers.kept import stream_of
 from sparsemoc.adapters.diffusers.layer import OWN_PROCESSOR, Layer, State, dispatched, parallel_text
-from sparsemoc.adapters.diffusers.streams import Shots, build_stream
 from sparsemoc.spec.errors import SpecError, UnsupportedError, describe
 from sparsemoc.spec.stream import Stream
-
-
-@torch.compiler.assume_constant_result
-def _stream(order: tuple[str, ...], grid: tuple[int, int, int], text: int, shots: Shots) -> Stream:
-    """Build a stream that a compiler takes as a constant; it guards the numbers that make it."""
-    return build_stream(order, grid, text, shots)
 
 
 class Routed:
@@ -58,8 +52,7 @@ class Routed:
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Learn the latent grid and the text length of a pass."""
-        if not torch.compiler.is_compiling():
-            self._check(module)
+        self._check(module)
         if self.follow is not None:
             self.follow()
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
@@ -79,8 +72,7 @@ class Routed:
         frames, height, width = family.grid(config, inputs)
         grid = (index(frames), index(height), index(width))
         text = 0 if family.text is None else index(family.text(config, inputs))
-        found: Stream = _stream(family.order, grid, text, self.state.shots)
-        return found
+        return stream_of(family.order, grid, text, self.state.shots)
 
     def _place(self, layer: Layer, module: Any) -> None:
         """Give a layer's module a processor that routes. Layers may share one of their own, so it is never changed."""

@@ -57,8 +57,10 @@ def _components(pipe: Any) -> dict[str, Any]:
 
 
 def _unwrapped(model: Any) -> Any:
-    """Return the model inside torch.compile's module and PEFT's."""
+    """Return the model inside torch.compile's module, DistributedDataParallel and PEFT's."""
     model = getattr(model, "_orig_mod", model)
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -124,6 +124,34 @@ def test_the_whole_model_trains_compiled_with_checkpoints() -> None:
         same(gradients(model, "wan", torch.compile(model, fullgraph=True, backend="aot_eager")), expected)
 
 
+def test_a_model_inside_a_compiled_function_is_part_of_its_graph() -> None:
+    model = CASES["wan"].build()
+    inputs = CASES["wan"].inputs()
+    other = torch.randn(2, 4, 5, 4, 6)
+    counter = CompileCounterWithBackend("eager")
+
+    def doubled(x: Any) -> Any:
+        with torch.no_grad():
+            return model(x * 2, inputs["timestep"], inputs["encoder_hidden_states"], return_dict=False)[0]
+
+    with enable(model, SPEC):
+        compiled = torch.compile(doubled, fullgraph=True, backend=counter)
+        for x in (inputs["hidden_states"], other):
+            torch.testing.assert_close(compiled(x), doubled(x), rtol=0, atol=1e-6)
+    assert counter.frame_count == 2
+
+
+def test_a_compiled_model_refuses_what_would_make_it_dense_without_a_word() -> None:
+    model = CASES["wan"].build()
+    with enable(model, SPEC):
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        forward(compiled)
+        model.set_attention_backend("native")
+        with pytest.raises(Exception, match="the processor must stay as enable set it"):
+            forward(compiled)
+    model.reset_attention_backend()
+
+
 def test_what_was_compiled_is_dense_again_after_remove() -> None:
     model = CASES["wan"].build()
     compiled = torch.compile(model, fullgraph=True, backend="eager")

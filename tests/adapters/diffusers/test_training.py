@@ -127,11 +127,14 @@ def test_half_precision_stays_in_its_dtype() -> None:
     torch.testing.assert_close(routed.float(), dense.float(), rtol=0, atol=float(0.05 * dense.abs().max()))
 
 
-def test_the_monitor_is_told_every_routed_layout() -> None:
-    class Told(list[tuple[str, moc.Layout]]):
-        def record(self, layer: str, layout: moc.Layout) -> None:
-            self.append((layer, layout))
+class Told(list[tuple[str, moc.Layout]]):
+    """A monitor that keeps what it is told."""
 
+    def record(self, layer: str, layout: moc.Layout) -> None:
+        self.append((layer, layout))
+
+
+def test_the_monitor_is_told_every_routed_layout() -> None:
     model = CASES["hunyuan"].build()
     told = Told()
     with torch.no_grad(), enable(model, SPEC, per_layer={1: None}) as handle:
@@ -146,8 +149,30 @@ def test_the_monitor_is_told_every_routed_layout() -> None:
     assert layout.key_lengths.tolist() == [[30, 4], [30, 7]]
 
 
+def test_the_monitor_is_told_once_of_a_block_that_is_computed_again(calls: Calls) -> None:
+    model = CASES["wan"].build().train()
+    model.enable_gradient_checkpointing()
+    told = Told()
+    with enable(model, SPEC, monitor=told):
+        gradients(model)
+    assert [name for name, _ in told] == ["blocks.0.attn1", "blocks.1.attn1"]
+    assert len(calls) == 4
+
+
+def test_wrapped_models_are_unwrapped() -> None:
+    peft = pytest.importorskip("peft", reason="adapters are peft's")
+    model = CASES["wan"].build()
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["to_q"]))
+    with torch.no_grad():
+        dense = wrapped(**CASES["wan"].inputs())[0]
+        with enable(wrapped, SPEC) as handle:
+            assert handle.layers == CASES["wan"].layers
+            assert not torch.equal(wrapped(**CASES["wan"].inputs())[0], dense)
+        assert torch.equal(wrapped(**CASES["wan"].inputs())[0], dense)
+
+
 def test_the_monitor_of_training_counts_the_layers() -> None:
-    monitor = moc.training.Monitor()  # type: ignore[attr-defined]
+    monitor = moc.training.Monitor()
     model = CASES["wan"].build()
     with torch.no_grad(), enable(model, SPEC, monitor=monitor):
         model(**CASES["wan"].inputs())
