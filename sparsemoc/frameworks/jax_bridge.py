@@ -138,7 +138,8 @@ def way() -> str:
 
     The first call tries the FFI target. Where it does not work a warning says why, and calls go by pure_callback, which
     takes longer for each. The environment variable SPARSEMOC_JAX_BRIDGE, read at the first call, asks for one of the
-    two.
+    two. Arrays that are sharded over devices stay so under jax.shard_map; plain jax.jit gathers them for each call, and
+    by pure_callback leaves the results on one device.
 
     Raises:
         SpecError: the variable holds another word.

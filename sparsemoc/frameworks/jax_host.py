@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemoc.backends import Randomness, Result
+from sparsemoc.frameworks import jax_exit
 from sparsemoc.frameworks import numpy as numpy_arrays
 from sparsemoc.frameworks.execution import Execution
 from sparsemoc.frameworks.portable import Static, line_of, static_of
@@ -65,7 +66,8 @@ def fill(text: str, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> None
     function = call_of(text)
     mapped = outputs[0].shape[: inputs[0].ndim - 4]  # all methods begin with q or k
     for index in np.ndindex(mapped):
-        results = function(*(_element(array, index) for array in inputs))
+        with jax_exit.counted():
+            results = function(*(_element(array, index) for array in inputs))
         for output, result in zip(outputs, results, strict=True):
             output[index] = result
 

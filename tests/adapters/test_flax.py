@@ -134,7 +134,8 @@ def test_any_number_of_batch_axes(lead: tuple[int, ...]) -> None:
     attend = flax_attention_fn(SPEC)
     q, k, v = draw(*lead, 36, 4, 8), draw(*lead, 36, 2, 8), draw(*lead, 36, 2, 6)
     found = attend(q, k, v)
-    flat = moc.attention(*(x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)), SPEC)
+    q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+    flat = moc.attention(q, k, v, SPEC)
     np.testing.assert_array_equal(found, flat.reshape(*lead, 36, 4, 6))
 
 

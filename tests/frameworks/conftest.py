@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ from sparsemoc.backends import Problem, Result
 from sparsemoc.backends.reference import ReferenceBackend
 
 Three = tuple[Any, Any, Any]
+Five = tuple[Any, Any, Any, Any, Any]
+Given = TypeVar("Given", bound=tuple[Any, ...])
 
 
 class Small:
@@ -137,7 +139,7 @@ def hollow() -> Hollow:
 class Traced:
     """The same problem in JAX arrays, and in the NumPy arrays that they were made of."""
 
-    SPEC, FREE, DROPOUT, LENGTHS = Small.SPEC, Small.FREE, Small.DROPOUT, Small.LENGTHS
+    STREAM, SPEC, FREE, DROPOUT, LENGTHS = Small.STREAM, Small.SPEC, Small.FREE, Small.DROPOUT, Small.LENGTHS
 
     def __init__(self) -> None:
         import jax
@@ -150,16 +152,16 @@ class Traced:
         kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
         return np.random.default_rng(shape).standard_normal(shape).astype(kind)
 
-    def numpy(self, dtype: str = "float32", packed: bool = False) -> tuple[Any, ...]:
+    def numpy(self, dtype: str = "float32", packed: bool = False) -> Five:
         """Return q, k, v, d_out, d_lse."""
         lead = (55,) if packed else (2, 42)
         shapes = [(*lead, heads, dim) for heads, dim in ((4, 8), (2, 8), (2, 5), (4, 5))]
         lse = "float64" if dtype == "float64" else "float32"
-        d_lse = self.draw(*lead[:-1], 4, lead[-1], dtype=lse)
-        return (*(self.draw(*shape, dtype=dtype) for shape in shapes), d_lse)
+        q, k, v, d_out = (self.draw(*shape, dtype=dtype) for shape in shapes)
+        return q, k, v, d_out, self.draw(*lead[:-1], 4, lead[-1], dtype=lse)
 
-    def given(self, arrays: Any) -> tuple[Any, ...]:
-        return tuple(self.jax.numpy.asarray(array) for array in arrays)
+    def given(self, arrays: Given) -> Given:
+        return tuple(self.jax.numpy.asarray(array) for array in arrays)  # type: ignore[return-value]  # as many
 
     def same(self, found: Any, expected: Any) -> None:
         """Check that trees of JAX arrays hold the bits of a tree of other arrays."""

@@ -11,6 +11,7 @@ import pytest
 import sparsemoc as moc
 from sparsemoc.testing import conformance
 from sparsemoc.testing.implementations import ApiImplementation
+from sparsemoc.testing.problems import Problem
 
 if TYPE_CHECKING:
     from tests.frameworks.conftest import Telling, Traced
@@ -28,7 +29,7 @@ def wide() -> Iterator[None]:
         yield
 
 
-def everything(q: Any, k: Any, v: Any, d_out: Any, d_lse: Any, spec: Any, **options: Any) -> Any:
+def everything(spec: Any, q: Any, k: Any, v: Any, d_out: Any, d_lse: Any, **options: Any) -> Any:
     """Return what every public function gives."""
     axes, backend = options.get("axes", "bshd"), options["backend"]
     out, lse, layout = moc.attention(q, k, v, spec, **options, return_lse=True, return_layout=True)
@@ -46,12 +47,12 @@ def test_the_bits_of_numpy(backend: str, traced: Traced, dtype: str, packed: boo
     arrays = traced.numpy(dtype, packed)
     options: dict[str, Any] = {"backend": backend}
     if packed:
-        options["stream"] = (traced.SPEC.stream, moc.Stream((moc.Segment("video", 13),)))
+        options["stream"] = (traced.STREAM, moc.Stream((moc.Segment("video", 13),)))
     else:
         options["key_lengths"] = traced.LENGTHS
 
     def run(*given: Any) -> Any:
-        return everything(*given, traced.FREE if packed else traced.SPEC, **options)
+        return everything(traced.FREE if packed else traced.SPEC, *given, **options)
 
     found = (jax.jit(run) if jit else run)(*traced.given(arrays))
     traced.same(found, run(*arrays))
@@ -61,14 +62,15 @@ def test_heads_first(backend: str, traced: Traced) -> None:
     q, k, v, d_out, d_lse = traced.numpy()
     turned = [x.swapaxes(1, 2) for x in (q, k, v, d_out)]
     options: dict[str, Any] = {"axes": "bhsd", "backend": backend}
-    found = jax.jit(lambda *given: everything(*given, traced.SPEC, **options))(*traced.given((*turned, d_lse)))
-    traced.same(found, everything(*turned, d_lse, traced.SPEC, **options))
+    arrays = (*turned, d_lse)
+    found = jax.jit(lambda *given: everything(traced.SPEC, *given, **options))(*traced.given(arrays))
+    traced.same(found, everything(traced.SPEC, *arrays, **options))
 
 
 def test_a_part_of_the_queries_and_a_scale(backend: str, traced: Traced) -> None:
     q, k, v, *_ = traced.numpy()
     options: dict[str, Any] = {"scale": 0.3, "q_start": 20, "backend": backend}
-    found = jax.jit(lambda *given: moc.attention(*given, traced.SPEC, **options))(*traced.given((q[:, :7], k, v)))
+    found = jax.jit(lambda q, k, v: moc.attention(q, k, v, traced.SPEC, **options))(*traced.given((q[:, :7], k, v)))
     traced.same(found, moc.attention(q[:, :7], k, v, traced.SPEC, **options))
 
 
@@ -87,12 +89,12 @@ def test_values_may_be_traced(backend: str, traced: Traced) -> None:
     q, k, v, *_ = traced.numpy()
     given, traces = traced.given((q, k, v)), []
 
-    @jax.jit
-    def run(lengths: Any, seed: Any) -> Any:
+    def trace(lengths: Any, seed: Any) -> Any:
         traces.append(1)
         options: dict[str, Any] = {"key_lengths": lengths, "seed": seed, "training": True, "backend": backend}
         return moc.attention(*given, traced.DROPOUT, **options)
 
+    run = jax.jit(trace)
     results = []
     for lengths, seed in ((traced.LENGTHS, 7), (traced.LENGTHS, -5), (((9, 9, 9, 9, -9),) * 2, 7)):
         options: dict[str, Any] = {"key_lengths": np.array(lengths), "seed": seed, "training": True}
@@ -105,7 +107,8 @@ def test_values_may_be_traced(backend: str, traced: Traced) -> None:
 @pytest.mark.usefixtures("wide")
 def test_seeds_of_every_kind(backend: str, traced: Traced) -> None:
     q, k = (x[:1, -3:] if x.shape[2] == 4 else x[:1] for x in traced.numpy()[:2])
-    given, options = traced.given((q, k)), {"training": True, "backend": backend}
+    given = traced.given((q, k))
+    options: dict[str, Any] = {"training": True, "backend": backend}
     high = 2**63 + 2**33 + 7
     for seed, number in (
         *((kind(7), 7) for kind in (int, np.uint8, jnp.int8, jnp.uint8, jnp.int32, jnp.uint32, jnp.int64, jnp.uint64)),
@@ -122,10 +125,10 @@ def test_vmap_is_a_loop(backend: str, traced: Traced, axes: Any, each_way: str) 
     many = [x if axis is None else np.stack([x, -x, 2 * x], axis) for x, axis in zip(arrays, axes, strict=True)]
     options: dict[str, Any] = {"key_lengths": traced.LENGTHS, "seed": 3, "training": True, "backend": backend}
 
-    def run(*given: Any) -> Any:
-        return moc.attention(*given, traced.DROPOUT, **options)
+    def run(q: Any, k: Any, v: Any) -> Any:
+        return moc.attention(q, k, v, traced.DROPOUT, **options)
 
-    found = jax.jit(jax.vmap(run, axes))(*traced.given(many))
+    found = jax.jit(jax.vmap(run, axes))(*traced.given(tuple(many)))
     for index in range(3):
         one = [x if axis is None else x.take(index, axis) for x, axis in zip(many, axes, strict=True)]
         traced.same(found[index], run(*one))
@@ -134,7 +137,7 @@ def test_vmap_is_a_loop(backend: str, traced: Traced, axes: Any, each_way: str) 
 def test_vmap_in_vmap_over_packed_arrays_and_seeds(backend: str, traced: Traced, each_way: str) -> None:
     q, k, v = (np.stack([x, x[::-1]]) for x in traced.numpy(packed=True)[:3])
     seeds = np.arange(3, dtype=np.uint32)
-    streams = (traced.SPEC.stream, moc.Stream((moc.Segment("video", 13),)))
+    streams = (traced.STREAM, moc.Stream((moc.Segment("video", 13),)))
     spec = moc.RoutingSpec(chunks=moc.Chunks(size=6), top_k=4, dropout=moc.RouteDropout(off=1.0))
 
     def run(q: Any, k: Any, v: Any, seed: Any) -> Any:
@@ -168,7 +171,7 @@ def test_a_layout_is_a_pytree(backend: str, traced: Traced) -> None:
     layout = jax.jit(lambda q, k: moc.route(q, k, traced.SPEC, **options))(*arrays[:2])
     assert isinstance(layout, moc.Layout)
     traced.same(layout, [expected.selected, expected.key_lengths])
-    found = jax.jit(lambda layout, *given: moc.attend(*given, layout, backend=backend))(layout, *arrays)
+    found = jax.jit(lambda layout, q, k, v: moc.attend(q, k, v, layout, backend=backend))(layout, *arrays)
     traced.same(found, moc.attend(q, k, v, expected, backend=backend))
     leaves, tree = jax.tree.flatten(layout)
     assert tree == jax.tree.structure(jax.tree.map(lambda _: object(), layout))
@@ -210,7 +213,7 @@ def test_key_lengths_of_every_kind(backend: str, traced: Traced, dtype: str) -> 
 
 def test_what_a_backend_is_told(telling: Telling, traced: Traced) -> None:
     q, k, v, *_ = traced.given(traced.numpy("bfloat16"))
-    jax.jit(lambda *given: moc.attention(*given, traced.SPEC, backend=telling))(q, k, v).block_until_ready()
+    jax.jit(lambda q, k, v: moc.attention(q, k, v, traced.SPEC, backend=telling))(q, k, v).block_until_ready()
     problem, *arrays = telling.given["attend"][:4]
     assert (problem.framework, problem.device, problem.dtype, problem.batch) == ("numpy", "cpu", "bfloat16", 2)
     assert [(type(x), x.shape) for x in arrays] == [(np.ndarray, x.shape) for x in (q, k, v)]
@@ -233,7 +236,7 @@ def test_conformance_in_jax_arrays(backend: str, name: str) -> None:
 
 
 def test_the_suite_is_refused_what_jax_cannot_hold() -> None:
-    problem = conformance.Problem(
+    problem = Problem(
         moc.RoutingSpec(), (moc.Stream((moc.Segment("video", 4),)),), batch=1, heads=1, kv_heads=1, dtype="float64"
     )
     with pytest.raises(moc.UnsupportedError, match="testing: JAX holds no float64"):

@@ -102,7 +102,12 @@ def test_the_trial_is_made_once_and_anywhere(traced: Traced, monkeypatch: pytest
     """The first call may stand inside any trace, or in several threads at once."""
     trials = []
     why = jax_bridge._why_no_ffi
-    monkeypatch.setattr(jax_bridge, "_why_no_ffi", lambda: (trials.append(1), why())[1])
+
+    def counted() -> str | None:
+        trials.append(1)
+        return why()
+
+    monkeypatch.setattr(jax_bridge, "_why_no_ffi", counted)
     q, k, v, *_ = traced.given(traced.numpy())
     grad = jax.jit(jax.grad(lambda q: moc.attention(q, k, v, traced.SPEC, backend="reference").sum()))
     threads = [threading.Thread(target=grad, args=(q,)) for _ in range(3)]
@@ -118,7 +123,7 @@ def test_inputs_of_many_pieces(traced: Traced, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(jax_bridge._Way, "found", "pure_callback")
     monkeypatch.setattr(jax_bridge, "PIECE", 1000)
     q, k, v, *_ = traced.numpy("bfloat16")
-    found = jax.jit(lambda *given: moc.attention(*given, traced.SPEC, key_lengths=traced.LENGTHS))(
+    found = jax.jit(lambda q, k, v: moc.attention(q, k, v, traced.SPEC, key_lengths=traced.LENGTHS))(
         *traced.given((q, k, v))
     )
     traced.same(found, moc.attention(q, k, v, traced.SPEC, key_lengths=traced.LENGTHS))

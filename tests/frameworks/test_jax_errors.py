@@ -73,7 +73,7 @@ TRACED: dict[str, tuple[Callable[[Traced, Any], object], type[Exception], str]] 
     "checked": (
         lambda t, x: moc.attend(
             *t.given(t.numpy()[:3]),
-            moc.route(*(y * x for y in t.given(t.numpy()[:2])), t.SPEC), options=moc.Options(checked=True),
+            moc.route(t.numpy()[0] * x, t.numpy()[1] * x, t.SPEC), options=moc.Options(checked=True),
         ), moc.UnsupportedError,
         "an array must hold data to be read, got a traced int32[2, 4, 42, 2]. "
         "Hint: read it outside of jax.jit, jax.grad and jax.vmap, and leave Options(checked=True) out inside.",

@@ -23,8 +23,8 @@ DTYPES = ("float16", "bfloat16", "float32")
 def loss_of(backend: Any, spec: Any, d_out: Any, d_lse: Any = None, **options: Any) -> Callable[..., Any]:
     """Return a loss of q, k, v whose gradients of out and lse are given."""
 
-    def loss(*qkv: Any) -> Any:
-        out, lse = moc.attention(*qkv, spec, return_lse=True, backend=backend, **options)
+    def loss(q: Any, k: Any, v: Any) -> Any:
+        out, lse = moc.attention(q, k, v, spec, return_lse=True, backend=backend, **options)
         total = (out * d_out).astype(jnp.float32).sum()
         return total if d_lse is None else total + jnp.where(jnp.isneginf(lse), 0, lse * d_lse).sum()
 
@@ -37,11 +37,12 @@ def test_the_gradients_are_those_of_attention_grads(
     backend: str, traced: Traced, dtype: str, jit: bool, each_way: str
 ) -> None:
     arrays = traced.numpy(dtype)
-    given, options = traced.given(arrays), {"key_lengths": traced.LENGTHS}
+    given = traced.given(arrays)
+    options: dict[str, Any] = {"key_lengths": traced.LENGTHS}
     run = jax.value_and_grad(loss_of(backend, traced.SPEC, *given[3:], **options), (0, 1, 2))
     _, grads = (jax.jit(run) if jit else run)(*given[:3])
-    *qkv, d_out, d_lse = arrays
-    expected = moc.attention_grads(*qkv, traced.SPEC, d_out, d_lse=d_lse, backend=backend, **options)
+    q, k, v, d_out, d_lse = arrays
+    expected = moc.attention_grads(q, k, v, traced.SPEC, d_out, d_lse=d_lse, backend=backend, **options)
     traced.same(grads, expected)
 
 
@@ -65,36 +66,36 @@ def test_the_gradients_are_those_of_a_dense_softmax(backend: str, traced: Traced
 
 
 def test_a_gradient_of_lse_alone_and_of_a_layout_held_fast(backend: str, traced: Traced) -> None:
-    *qkv, d_out, d_lse = traced.given(traced.numpy())
-    layout = moc.route(*qkv[:2], traced.SPEC, backend=backend)
+    q, k, v, d_out, d_lse = traced.given(traced.numpy())
+    layout = moc.route(q, k, traced.SPEC, backend=backend)
 
-    def lse_of(*qkv: Any) -> Any:
-        return (moc.attend(*qkv, layout, return_lse=True, backend=backend)[1] * d_lse).sum()
+    def lse_of(q: Any, k: Any, v: Any) -> Any:
+        return (moc.attend(q, k, v, layout, return_lse=True, backend=backend)[1] * d_lse).sum()
 
-    found = jax.jit(jax.grad(lse_of, (0, 1, 2)))(*qkv)
+    found = jax.jit(jax.grad(lse_of, (0, 1, 2)))(q, k, v)
     nothing = jnp.zeros_like(d_out)
-    traced.same(found, moc.attention_grads(*qkv, traced.SPEC, nothing, d_lse=d_lse, backend=backend))
+    traced.same(found, moc.attention_grads(q, k, v, traced.SPEC, nothing, d_lse=d_lse, backend=backend))
 
 
 def test_grad_of_a_layout_argument(backend: str, traced: Traced) -> None:
     """A layout is a pytree of integers: nothing flows through it."""
-    *qkv, d_out, _ = traced.given(traced.numpy())
-    layout = moc.route(*qkv[:2], traced.SPEC, key_lengths=traced.LENGTHS, backend=backend)
+    q, k, v, d_out, _ = traced.given(traced.numpy())
+    layout = moc.route(q, k, traced.SPEC, key_lengths=traced.LENGTHS, backend=backend)
 
     def loss(layout: Any, q: Any) -> Any:
-        return (moc.attend(q, *qkv[1:], layout, backend=backend) * d_out).sum()
+        return (moc.attend(q, k, v, layout, backend=backend) * d_out).sum()
 
-    of_layout, dq = jax.grad(loss, (0, 1), allow_int=True)(layout, qkv[0])
+    of_layout, dq = jax.grad(loss, (0, 1), allow_int=True)(layout, q)
     assert [leaf.dtype for leaf in jax.tree.leaves(of_layout)] == [jax.dtypes.float0] * 2
     options: dict[str, Any] = {"key_lengths": traced.LENGTHS, "backend": backend}
-    traced.same(dq, moc.attention_grads(*qkv, traced.SPEC, d_out, **options)[0])
+    traced.same(dq, moc.attention_grads(q, k, v, traced.SPEC, d_out, **options)[0])
 
 
 @pytest.mark.parametrize("axes", [(0, 0, 0), (None, 0, None)])
 def test_vmap_of_grad_and_grad_of_vmap_are_loops(backend: str, traced: Traced, axes: Any, each_way: str) -> None:
-    *qkv, d_out, d_lse = traced.given(traced.numpy())
+    q, k, v, d_out, d_lse = traced.given(traced.numpy())
     loss = loss_of(backend, traced.SPEC, d_out, d_lse, key_lengths=traced.LENGTHS)
-    many = [x if axis is None else jnp.stack([x, -x]) for x, axis in zip(qkv, axes, strict=True)]
+    many = [x if axis is None else jnp.stack([x, -x]) for x, axis in zip((q, k, v), axes, strict=True)]
     each = [
         jax.grad(loss, (0, 1, 2))(*(x if axis is None else x[row] for x, axis in zip(many, axes, strict=True)))
         for row in range(2)
@@ -127,15 +128,15 @@ def test_scan_and_remat(backend: str, traced: Traced) -> None:
 
 
 def test_the_backend_is_asked_for_its_backward(telling: Telling, traced: Traced) -> None:
-    *qkv, d_out, _ = traced.given(traced.numpy())
+    q, k, v, d_out, _ = traced.given(traced.numpy())
     grad = jax.grad(loss_of(telling, traced.SPEC, d_out))
-    jax.block_until_ready(grad(*qkv))
+    jax.block_until_ready(grad(q, k, v))
     assert telling.given["attend"][0].backward
     assert telling.given["attend_backward"][0].backward
     telling.capabilities = replace(telling.capabilities, backward=False)
-    moc.attention(*qkv, traced.SPEC, backend=telling).block_until_ready()
+    moc.attention(q, k, v, traced.SPEC, backend=telling).block_until_ready()
     with pytest.raises(moc.UnsupportedError) as raised:
-        grad(*qkv)
+        grad(q, k, v)
     assert str(raised.value) == (
         'attention: backend "telling" has no backward (float32 on cpu (numpy), heads 4/2, head_dim 8/5, backward). '
         'Hint: backend="auto" chooses one that can, if there is one.'
