@@ -12,6 +12,8 @@
 Source: "Mixture of Contexts for Long Video Generation", arXiv 2508.21058.
 """
 
+from typing import Any as _Any
+
 from sparsemoc._version import __version__ as __version__
 from sparsemoc.api import attend as attend
 from sparsemoc.api import attention as attention
@@ -44,7 +46,7 @@ from sparsemoc.spec import window as window
 _PARTS = ("diffusers", "jax", "torch", "training", "transformers")
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> _Any:
     if name in _PARTS:
         from importlib import import_module
 

@@ -71,12 +71,12 @@ def from_json(text: str | bytes) -> RoutingSpec:
         SpecError: not JSON, a key that is unknown (with a "did you mean"), twice there or missing, a version other than
             1, a value outside the rules. The message names the place, as in `anchors[1].window.unit`.
     """
-    return _read(text, "RoutingSpec.from_json", "JSON", _spec)
+    return read(text, "RoutingSpec.from_json", "JSON", spec_of)
 
 
 def stream_from_json(text: str | bytes) -> Stream:
     """Return the stream of a JSON text. See `from_json` for what is refused."""
-    return _read(text, "Stream.from_json", "JSON", lambda value: _stream(_versioned(value), ""))
+    return read(text, "Stream.from_json", "JSON", lambda value: _stream(versioned(value), ""))
 
 
 def load_spec(path: str | os.PathLike[str]) -> RoutingSpec:
@@ -116,10 +116,10 @@ def load_spec(path: str | os.PathLike[str]) -> RoutingSpec:
         content = Path(name).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise SpecError(f"load_spec: path must be a readable file, got {describe(name)}: {error}.") from error
-    return _read(content, f"load_spec: {name}", suffix[1:].upper(), _spec)
+    return read(content, f"load_spec: {name}", suffix[1:].upper(), spec_of)
 
 
-def _read(text: object, where: str, form: str, build: Callable[[object], _Value]) -> _Value:
+def read(text: object, where: str, form: str, build: Callable[[object], _Value]) -> _Value:
     """Parse and build; every way in which a text can be wrong ends in a SpecError that starts with `where`."""
     if not isinstance(text, (str, bytes)):
         raise SpecError(f"{where}: text must be text or UTF-8 bytes, got {describe(text)}.")
@@ -153,7 +153,7 @@ def _refused_constant(name: str) -> object:
 _PARSERS: dict[str, Callable[[str], object]] = {"JSON": _parsed_json, "TOML": tomllib.loads}
 
 
-def _versioned(value: object) -> object:
+def versioned(value: object) -> object:
     """Check and take away the version of a whole text; what is no table is left to the caller's check."""
     if not isinstance(value, dict):
         return value
@@ -164,8 +164,9 @@ def _versioned(value: object) -> object:
     return table
 
 
-def _spec(value: object) -> RoutingSpec:
-    table = _table(_versioned(value), "", ("version", *(f.name for f in fields(RoutingSpec))))
+def spec_of(value: object) -> RoutingSpec:
+    """Return the spec of a parsed text."""
+    table = checked_table(versioned(value), "", ("version", *(f.name for f in fields(RoutingSpec))))
     if table.get("stream") is not None:
         table["stream"] = _stream(table["stream"], "stream")
     if "chunks" in table:
@@ -173,60 +174,61 @@ def _spec(value: object) -> RoutingSpec:
     if isinstance(table.get("anchors"), list):
         table["anchors"] = [_anchor(item, f"anchors[{i}]") for i, item in enumerate(table["anchors"])]
     if isinstance(table.get("unit"), dict):
-        table["unit"] = _built(
-            Block, {"n": _table(table["unit"], "unit", ("block",), ("block",))["block"]}, "unit.block"
+        table["unit"] = built(
+            Block, {"n": checked_table(table["unit"], "unit", ("block",), ("block",))["block"]}, "unit.block"
         )
     if table.get("dropout") is not None:
-        table["dropout"] = _of_fields(RouteDropout, table["dropout"], "dropout")
+        table["dropout"] = of_fields(RouteDropout, table["dropout"], "dropout")
     return RoutingSpec(**table)
 
 
 def _stream(value: object, path: str) -> Stream:
-    table = _table(value, path, ("segments",), ("segments",))
+    table = checked_table(value, path, ("segments",), ("segments",))
     place = f"{path}.segments" if path else "segments"
     if isinstance(table["segments"], list):
         table["segments"] = [
-            _of_fields(Segment, item, f"{place}[{i}]", ("kind",)) for i, item in enumerate(table["segments"])
+            of_fields(Segment, item, f"{place}[{i}]", ("kind",)) for i, item in enumerate(table["segments"])
         ]
-    return _built(Stream, table, place)
+    return built(Stream, table, place)
 
 
 def _chunks(value: object) -> Chunks:
-    table = _table(value, "chunks", tuple(f.name for f in fields(Chunks)))
+    table = checked_table(value, "chunks", tuple(f.name for f in fields(Chunks)))
     if table.get("size") == _PER_SEGMENT:
         table["size"] = None
     elif table.get("size") is not None:
         near = did_you_mean(table["size"], (_PER_SEGMENT,)).strip()
         hint = near or f'Use "{_PER_SEGMENT}" for one chunk per segment.'  # not None, which TOML cannot say
         table["size"] = checks.whole(table["size"], "chunks.size", least=1, hint=hint)
-    return _built(Chunks, table, "chunks")
+    return built(Chunks, table, "chunks")
 
 
 def _anchor(value: object, path: str) -> object:
     """Return a word as it is (RoutingSpec checks it), and the anchor of a table of one key."""
     if not isinstance(value, dict):
         return value
-    table = _table(value, path, tuple(_ANCHORS))
+    table = checked_table(value, path, tuple(_ANCHORS))
     if len(table) != 1:
         raise SpecError(f'{path} must have one key, "first" or "window", got {describe(list(table))}.')
     [(name, content)] = table.items()
-    return _of_fields(_ANCHORS[name], content, f"{path}.{name}", ("n",))
+    return of_fields(_ANCHORS[name], content, f"{path}.{name}", ("n",))
 
 
-def _of_fields(make: Callable[..., _Value], value: object, path: str, required: tuple[str, ...] = ()) -> _Value:
+def of_fields(make: Callable[..., _Value], value: object, path: str, required: tuple[str, ...] = ()) -> _Value:
     """Build a value class from a table whose keys are its fields."""
     allowed = tuple(f.name for f in fields(make))  # type: ignore[arg-type]  # each is a dataclass
-    return _built(make, _table(value, path, allowed, required), path)
+    return built(make, checked_table(value, path, allowed, required), path)
 
 
-def _built(make: Callable[..., _Value], table: Mapping[str, object], path: str) -> _Value:
+def built(make: Callable[..., _Value], table: Mapping[str, object], path: str) -> _Value:
+    """Build a value from a checked table; what it refuses is told with the path."""
     try:
         return make(**table)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 
 
-def _table(value: object, path: str, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> dict[str, Any]:
+def checked_table(value: object, path: str, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a copy of a table whose keys are all allowed and that holds the required ones."""
     if not isinstance(value, dict):
         raise SpecError(f"{path or 'the text'} must be a table of keys and values, got {describe(value)}.")

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from sparsemoc.frameworks import torch_tree
 from sparsemoc.frameworks.traced import FUNCTIONS
@@ -43,6 +44,8 @@ def call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise UnsupportedError(
                 "backend must be a name under torch.compile, got an object. Hint: register it by an entry point."
             )
+        elif argument == "scale" and isinstance(value, (int, float)):
+            told[argument] = guard_scalar(value)  # a symbol in dynamic graphs; a factor of the kernels is a number
         elif argument in ("options", "config"):
             fields = [(field, getattr(value, field)) for field in type(value).__dataclass_fields__]
             told[argument + "__value"] = repr((type(value).__module__, type(value).__qualname__, fields))

@@ -26,7 +26,7 @@ def to_json(schedule: Schedule) -> str:
 
 def from_json(text: str | bytes) -> Schedule:
     """Return the schedule of a JSON text. See `Schedule.from_json` for what is refused."""
-    return serial._read(text, "Schedule.from_json", "JSON", _schedule)
+    return serial.read(text, "Schedule.from_json", "JSON", _schedule)
 
 
 def stage_of(value: Mapping[str, Any], path: str) -> Stage:
@@ -35,13 +35,13 @@ def stage_of(value: Mapping[str, Any], path: str) -> Stage:
     if table.get("chunk_size") == _PER_SEGMENT:
         table["chunk_size"] = None
     if isinstance(table.get("dropout"), dict):
-        table["dropout"] = serial._of_fields(RouteDropout, table["dropout"], f"{path}.dropout")
-    return serial._of_fields(Stage, table, path, ("step",))
+        table["dropout"] = serial.of_fields(RouteDropout, table["dropout"], f"{path}.dropout")
+    return serial.of_fields(Stage, table, path, ("step",))
 
 
 def _schedule(value: object) -> Schedule:
-    table = serial._table(serial._versioned(value), "", ("version", "base", "stages"), ("base", "stages"))
-    table["base"] = serial._built(serial._spec, {"value": table["base"]}, "base")
+    table = serial.checked_table(serial.versioned(value), "", ("version", "base", "stages"), ("base", "stages"))
+    table["base"] = serial.built(serial.spec_of, {"value": table["base"]}, "base")
     return Schedule(**table)
 
 
