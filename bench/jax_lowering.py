@@ -94,6 +94,15 @@ def calls(case: Case) -> Iterator[tuple[str, Callable[..., Any], list[Any]]]:
     if case.spec is SPEC:
         mapped = [jax.ShapeDtypeStruct((3, *one.shape), one.dtype) for one in arrays[:3]]
         yield "vmap", jax.vmap(jax.grad(total, (0, 1, 2)), (0, 0, 0, None)), [*mapped, arrays[3]]
+        mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+        rows, whole = jax.P("rows"), jax.P()
+        shard = jax.shard_map(attend, mesh=mesh, in_specs=(rows, rows, rows, whole), out_specs=rows)
+
+        def sharded_total(*given: Any) -> Any:
+            out, lse = shard(*given)
+            return out.astype("float32").sum() + lse.sum()
+
+        yield "shard_map", jax.grad(sharded_total, (0, 1, 2)), arrays
 
 
 def lower(function: Callable[..., Any], arrays: list[Any], capability: int) -> str:

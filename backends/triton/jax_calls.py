@@ -63,11 +63,24 @@ def in_any_library(method: Method) -> Method:
     def call(self: Any, problem: Problem, *given: Any, config: Any = None) -> Any:
         if problem.framework != "jax":
             return method(self, problem, *given, config=config)
-        forms, arrays = zip(*(_taken_apart(one) for one in given), strict=True)
+        forms, parts = zip(*(_taken_apart(one) for one in given), strict=True)
+        arrays = [array for some in parts for array in some]
         run = _compiled(method, self, problem, config, gpu.capability(problem), forms)
-        return run(*(array for some in arrays for array in some))
+        return _varying_as(arrays, run(*arrays))
 
     return call  # type: ignore[return-value]  # of the method's own type
+
+
+def _varying_as(arrays: list[Any], found: Any) -> Any:
+    """Return results that vary over the axes of a `jax.shard_map` as the arrays do: of a launch JAX cannot know it."""
+    jax = import_module("jax")
+    axes = frozenset().union(*(jax.typeof(one).manual_axis_type.varying for one in arrays))
+
+    def varied(one: Any) -> Any:
+        lacking = tuple(sorted(axes - jax.typeof(one).manual_axis_type.varying))
+        return jax.lax.pcast(one, lacking, to="varying") if lacking else one
+
+    return jax.tree.map(varied, found)
 
 
 @lru_cache(maxsize=256)
@@ -98,7 +111,7 @@ def _taken_apart(one: Any) -> tuple[Any, tuple[Any, ...]]:
     if isinstance(one, Result):
         return (Result,), tuple(one)
     if isinstance(one, Randomness):
-        return replace(one, seed=None), (_words(one.seed),)
+        return Randomness(None), (_counters(one),)
     return (one, ()) if one is None or isinstance(one, float) else ("array", (one,))
 
 
@@ -115,18 +128,26 @@ def _put_together(form: Any, left: list[Any]) -> Any:
     return Layout(left.pop(0), form[1], left.pop(0) if form[2] else None)
 
 
-def _words(seed: Any) -> Any:
-    """Return the low and the high word of a seed as int32 (2,): without a switch, JAX has no int64."""
-    np = import_module("numpy")
-    if isinstance(seed, Integral):
-        return np.array(seed_key(seed), np.uint32).view(np.int32)
+def _counters(randomness: Randomness) -> Any:
+    """Return the words of the seed, low before high, and the first batch row and head: int32 (4,), any of them traced.
+
+    Words, for without a switch JAX has no int64; an array, so that no number of them compiles anything anew.
+    """
     jnp = import_module("jax.numpy")
-    seed = jnp.asarray(seed)
-    if seed.dtype.itemsize == 8:
-        return import_module("jax").lax.bitcast_convert_type(seed, jnp.int32)
-    low = seed.astype(jnp.int32)
-    signed = jnp.issubdtype(seed.dtype, jnp.signedinteger)
-    return jnp.stack([low, low >> 31 if signed else jnp.zeros_like(low)])
+    words = [*_words(randomness.seed), _words(randomness.batch_start)[0], _words(randomness.head_start)[0]]
+    return jnp.stack([jnp.asarray(word, jnp.uint32) for word in words]).view(jnp.int32)
+
+
+def _words(number: Any) -> tuple[Any, Any]:
+    """Return the low and the high word of a whole number, an int or a 0-d array: those of it mod 2**64."""
+    if isinstance(number, Integral):
+        return seed_key(number)
+    jnp = import_module("jax.numpy")
+    number = jnp.asarray(number)
+    low = number.astype(jnp.uint32)
+    if number.dtype.itemsize == 8:
+        return low, (number >> 32).astype(jnp.uint32)
+    return low, jnp.where(number < 0, jnp.uint32(2**32 - 1), jnp.uint32(0))
 
 
 @cache

@@ -31,6 +31,8 @@ from sparsemoc.spec.routing import Block, RouteDropout
 MOST_SLOTS = 512
 #: Warps of all kernels but that of the route, which the config decides.
 WARPS = 4
+#: Words of a seed with the numbers of the first batch row and head behind it.
+_WITH_STARTS = 4
 
 
 class Index(NamedTuple):
@@ -156,12 +158,13 @@ def _drop(
 ) -> None:
     """Apply route dropout to `selected`, in place."""
     batch, heads, rows, slots = selected.shape
-    constants = drop_constants(config, slots, *_kinds(tables))
+    seed = _seed(randomness, selected.device)
+    constants = drop_constants(config, slots, *_kinds(tables), seed.shape[0] == _WITH_STARTS)
     units, tile = constants["UNITS"], constants["CHUNKS"]
     kernel_on(selected, drop_kernel)[(_tiles(tables, units), heads, batch)](
         selected, **_unit_tables(tables), **_candidate_tables(tables, ends, candidates),
         unit_position=tables.units.unit_position, unit_sample=tables.units.unit_sample,
-        envelope=tables.envelope(units, tile, local=True), seed=_seed(randomness, selected.device),
+        envelope=tables.envelope(units, tile, local=True), seed=seed,
         thresholds=poisson_thresholds(dropout.into, dropout.into_max, selected.device),
         **_sizes(tables, ends, candidates), rows=rows, slots=slots, into_max=dropout.into_max,
         off=int(dropout.off * 2**16),

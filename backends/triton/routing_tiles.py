@@ -71,11 +71,19 @@ def route_warps(config: TritonConfig, slots: int) -> int:
     return config.route_warps * (2 if padded_slots(slots) > _LONG_LIST else 1)
 
 
-def drop_constants(config: TritonConfig, slots: int, blocks: bool, window: bool) -> dict[str, Any]:
-    """Return the compile-time arguments of `drop_kernel`; `slots`, `blocks`, `window` as in `route_constants`."""
+def drop_constants(
+    config: TritonConfig, slots: int, blocks: bool, window: bool, starts: bool = False
+) -> dict[str, Any]:
+    """Return the compile-time arguments of `drop_kernel`; `slots`, `blocks`, `window` as in `route_constants`.
+
+    `starts` says whether the numbers of the first batch row and head lie in memory, behind the seed.
+    """
     width = padded_slots(slots)
     units = max(1, min(config.drop_units, _MOST_DROPPED // width))
-    return {"UNITS": units, "CHUNKS": config.drop_chunks, "SLOTS": width, "BLOCKS": blocks, "WINDOW": window}
+    return {
+        "UNITS": units, "CHUNKS": config.drop_chunks, "SLOTS": width, "BLOCKS": blocks, "WINDOW": window,
+        "STARTS": starts,
+    }  # fmt: skip
 
 
 def index_constants(config: TritonConfig, slots: int) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def drop_kernel(
     units, rows, words, near, reach, q_start, pieces, slots, into_max, off, batch_start, head_start,
     stride_stops, stride_bits, stride_near,
     UNITS: tl.constexpr, CHUNKS: tl.constexpr, SLOTS: tl.constexpr, BLOCKS: tl.constexpr, WINDOW: tl.constexpr,
+    STARTS: tl.constexpr,
 ):  # fmt: skip
     """Apply route dropout to the selection of UNITS routing units. Grid (ceil(units / UNITS), heads, batch).
 
@@ -75,10 +76,10 @@ def drop_kernel(
         run_lo, run_hi, run_chunk, run_base, stops, bits, first, last, near_first: as in `route_kernel`.
         envelope: int32 (tiles, 2), for each program the range of chunks that holds its candidates, counted from the
             first chunk of the sample; it starts at a multiple of CHUNKS.
-        seed: int32 (2,), its words, low before high.
+        seed: int32 (2,), its words, low before high; with STARTS int32 (4,), batch_start and head_start behind them.
         thresholds: int32 (into_max, 2), likewise the words of `spec.philox.poisson_table`.
         off: floor(p_max * 2**16).
-        batch_start, head_start: global numbers of the first batch row and head, low 32 bits.
+        batch_start, head_start: global numbers of the first batch row and head, low 32 bits; 0 with STARTS.
         CHUNKS: candidates to a step, a multiple of 4.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -97,6 +98,9 @@ def drop_kernel(
 
     key, number = _wide(seed), head + head_start
     counter = batch + batch_start + tl.load(unit_sample + unit, mask=inside, other=0)
+    if STARTS:
+        counter += tl.load(seed + 2)
+        number += tl.load(seed + 3)
     out = selected + (batch_wide * tl.num_programs(1) + head) * rows * slots
     routes = out + row.to(tl.int64) * slots
     used = (row < row_hi)[:, None] & (slot < slots - into_max)[None, :]

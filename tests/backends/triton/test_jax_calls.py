@@ -127,7 +127,9 @@ def results(name: str, framework: str) -> dict[str, Any]:
     d_lse = give(drawn((batch, 2, 10), 9))
     key_lengths = None if lengths is None else give(np.array(lengths, np.int32))
     seed = wishes.get("seed")
-    randomness = None if seed is None else Randomness(jnp.uint32(seed) if jaxes else seed, 3, 5)
+    randomness = (
+        None if seed is None else Randomness(jnp.uint32(seed) if jaxes else seed, 3, jnp.int32(5) if jaxes else 5)
+    )
     centroids = BACKEND.pool(problem, k, key_lengths, config=SMALL)
     selected = BACKEND.route(problem, q, centroids, key_lengths, randomness, config=SMALL)
     layout = Layout(selected, plan, key_lengths)
@@ -170,9 +172,10 @@ def test_gradients_and_vmap_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, jnp.uint32(2**32 - 1), jnp.int32(-3), jnp.int8(-1), jnp.uint8(255)])
-def test_a_seed_becomes_its_two_words(seed: Any) -> None:
-    words = np.asarray(jax_calls._words(seed)).view(np.uint32)
-    assert tuple(words.tolist()) == seed_key(int(seed))
+def test_a_seed_becomes_its_two_words_and_the_starts_follow(seed: Any) -> None:
+    found = jax_calls._counters(Randomness(seed, 2**32 - 1, jnp.int32(5)))
+    assert found.dtype == jnp.int32
+    assert np.asarray(found).view(np.uint32).tolist() == [*seed_key(int(seed)), 2**32 - 1, 5]
 
 
 def problem_of(device: str, **wishes: Any) -> Problem:
