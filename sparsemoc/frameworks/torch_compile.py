@@ -6,20 +6,19 @@ without data, once for each graph: its checks raise there, and what it leaves in
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-from sparsemoc.frameworks import torch_tree
+from sparsemoc.frameworks import torch_open, torch_tree
+from sparsemoc.frameworks.told import restored
 from sparsemoc.frameworks.traced import FUNCTIONS
 from sparsemoc.spec.errors import UnsupportedError
-from sparsemoc.spec.plan import Plan, plan_of_line
+from sparsemoc.spec.plan import Plan
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Stream
 
@@ -31,7 +30,7 @@ def call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     told: dict[str, Any] = {}
     for argument, value in given.items():
         if value is None:
-            continue  # no value of a graph; `_reading` knows
+            continue  # no value of a graph; `restored` knows
         if isinstance(value, RoutingSpec):
             told[argument + "__spec"] = value.line
         elif isinstance(value, Stream):
@@ -54,43 +53,19 @@ def call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _TRACED[name](**told)
 
 
-def _value(text: str) -> Any:
-    """Return a dataclass of plain fields, Options or a config, from its text."""
-    module, kind, values = ast.literal_eval(text)
-    return getattr(import_module(module), kind)(**dict(values))
-
-
-def _streams(lines: Iterable[str]) -> tuple[Stream, ...]:
-    return tuple(Stream.from_json(line) for line in lines)
-
-
-#: Suffix of an argument that goes as text -> how it is read.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "spec": RoutingSpec.from_json,
-    "stream": Stream.from_json,
-    "streams": _streams,
-    "plan": plan_of_line,
-    "value": _value,
-}
-
-
-def _reading(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that takes what `call` tells. What has no default and is not told is None."""
-    needed = [name for name, one in inspect.signature(function).parameters.items() if one.default is one.empty]
+def _reading(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that takes what `call` tells."""
 
     @wraps(function)
     def read(**told: Any) -> Any:
-        given: dict[str, Any] = dict.fromkeys(needed)
-        for name, value in told.items():
-            argument, _, kind = name.partition("__")
-            given[argument] = _READERS[kind](value) if kind else value
-        return function(**given)
+        given = restored(function, told)
+        return torch_open.call(told, given) if torch_open.serves(name, given) else function(**given)
 
     return read
 
 
 #: The compiler calls these as they are, and does not read them.
-_TRACED = {name: torch._dynamo.nonstrict_trace(_reading(function)) for name, function in FUNCTIONS.items()}
+_TRACED = {name: torch._dynamo.nonstrict_trace(_reading(name, function)) for name, function in FUNCTIONS.items()}
 _PARAMETERS = {name: tuple(inspect.signature(function).parameters) for name, function in FUNCTIONS.items()}
 
 # What a tree of the graph holds in its place is found while the graph is made.

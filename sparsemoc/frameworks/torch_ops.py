@@ -36,16 +36,20 @@ def _custom_op(name: str, schema: str) -> Any:
 
 def execution(run: str, like: Tensor) -> Execution:
     """Return the execution that a line tells, for tensors like one."""
+    return static_of(run).execution(torch_framework(), like)
+
+
+def torch_framework() -> Framework:
+    """Return the framework of tensors."""
     from sparsemoc.frameworks import torch as framework  # here, since it calls these operators
 
-    module: Framework = framework
-    return static_of(run).execution(module, like)
+    return framework
 
 
 @_custom_op("pool", _POOL)
 def pool(k: Tensor, key_lengths: Tensor | None, run: str) -> Tensor:
     """Return the mean key of each chunk, see `Backend.pool`."""
-    return _laid(execution(run, k).compute_pool(k, key_lengths))
+    return laid(execution(run, k).compute_pool(k, key_lengths))
 
 
 @_custom_op("route", _ROUTE)
@@ -60,7 +64,7 @@ def route(
 ) -> Tensor:
     """Return `Layout.selected`; with a seed, route dropout applied."""
     random = None if seed is None else Randomness(seed, batch_start, head_start)
-    return _laid(execution(run, q).compute_route(q, centroids, key_lengths, random))
+    return laid(execution(run, q).compute_route(q, centroids, key_lengths, random))
 
 
 @_custom_op("attend", _ATTEND)
@@ -70,7 +74,7 @@ def attend(
     """Return out and lse of a selection."""
     whole = execution(run, q)
     out, lse = whole.compute_forward(q, k, v, Layout(selected, whole.problem.plan, key_lengths), scale)
-    return _laid(out, q), _laid(lse)
+    return laid(out, q), laid(lse)
 
 
 @_custom_op("attend_backward", _BACKWARD)
@@ -91,7 +95,7 @@ def attend_backward(
     whole = execution(run, q)
     layout = Layout(selected, whole.problem.plan, key_lengths)
     grads = whole.compute_backward(q, k, v, layout, scale, Result(out, lse), d_out, d_lse)
-    dq, dk, dv = (_laid(grad, x) for grad, x in zip(grads, (q, k, v), strict=True))
+    dq, dk, dv = (laid(grad, x) for grad, x in zip(grads, (q, k, v), strict=True))
     return dq, dk, dv
 
 
@@ -110,23 +114,28 @@ def _route_fake(q: Tensor, centroids: Tensor, *rest: Any) -> Tensor:
 
 @attend.register_fake
 def _attend_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    out = _empty_rows(q, (*q.shape[:3], v.shape[3]))
-    dtype = torch.float64 if q.dtype is torch.float64 else torch.float32
-    return out, q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=dtype)
+    return empty_result(q, v)
 
 
 @attend_backward.register_fake
 def _attend_backward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_rows(q, q.shape), _empty_rows(k, k.shape), _empty_rows(v, v.shape)
+    return empty_rows(q, q.shape), empty_rows(k, k.shape), empty_rows(v, v.shape)
 
 
-def _empty_rows(like: Tensor, shape: Any) -> Tensor:
+def empty_result(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return out and lse without their values."""
+    dtype = torch.float64 if q.dtype is torch.float64 else torch.float32
+    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=dtype)
+    return empty_rows(q, (*q.shape[:3], v.shape[3])), lse
+
+
+def empty_rows(like: Tensor, shape: Any) -> Tensor:
     """Return a new (batch, tokens, heads, dim) tensor whose heads or tokens lie together, as those of `like` do."""
     order = (0, 2, 1, 3) if like.stride(2) > like.stride(1) else (0, 1, 2, 3)
     return torch.empty_permuted(shape, order, dtype=like.dtype, device=like.device)
 
 
-def _laid(array: Tensor, like: Tensor | None = None) -> Tensor:
+def laid(array: Tensor, like: Tensor | None = None) -> Tensor:
     """Return a result in the strides that its fake has: compiled code reads it by those."""
     if like is None:
         return array.contiguous()
@@ -157,13 +166,19 @@ def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> No
 
 def gradients(operator: Callable[..., Any], ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
     """Return the gradients of the inputs of `attend`, by `attend_backward` or what does its work."""
+    return (*needed(operator, ctx, d_out, d_lse, ctx.scale, ctx.run), None, None, None, None)
+
+
+def needed(
+    operator: Callable[..., Any], ctx: Any, d_out: Tensor | None, d_lse: Tensor | None, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    """Return dq, dk, dv where they are asked for, by an operator that takes what was saved, d_out, d_lse, the rest."""
     if d_out is None and d_lse is None:
-        return (None,) * 7
-    q, k, v, selected, key_lengths, out, lse = ctx.saved_tensors
+        return None, None, None
+    *saved, out, lse = ctx.saved_tensors
     d_out = torch.zeros_like(out) if d_out is None else d_out
-    grads = operator(q, k, v, selected, key_lengths, out, lse, d_out, d_lse, ctx.scale, ctx.run)
-    needed = ctx.needs_input_grad[:3]
-    return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None, None)
+    grads = operator(*saved, out, lse, d_out, d_lse, *rest)
+    return tuple(grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))
 
 
 def no_second(ctx: Any, *grads: Tensor | None) -> None:

@@ -178,6 +178,67 @@ def test_dynamic_batches_share_a_graph(small: Small) -> None:
     assert len(count.graphs) == 1
 
 
+OPEN = moc.RoutingSpec(
+    chunks=moc.Chunks(size=6), top_k=3, anchors=("chunk",), dropout=moc.RouteDropout(off=0.5, into=1)
+)
+
+
+@pytest.mark.parametrize("axes", ["bshd", "bhsd"])
+@pytest.mark.parametrize("training", [False, True])
+def test_any_number_of_tokens_shares_a_graph(small: Small, backend: str, axes: str, training: bool) -> None:
+    """Without a stream the plan is made when the graph runs: fewer chunks than routes, padding, dropout, gradients."""
+    count = Counter()
+
+    def run(q: Any, k: Any, v: Any, lengths: Any, seed: Any) -> Any:
+        return moc.attention(
+            q, k, v, OPEN, key_lengths=lengths, training=training, seed=seed, axes=axes, backend=backend,
+            return_lse=True, options=moc.Options(max_workspace=2**30),
+        )  # fmt: skip
+
+    compiled = torch.compile(run, fullgraph=True, backend=count, dynamic=True)
+    graphs = []
+    for tokens in (37, 12, 64, 21, 50, 90, 33, 70, 11, 26):  # more lengths than the compiler would make graphs
+        leaves = []
+        for _ in range(2):
+            arrays = [small.draw(3, tokens, heads, dim) for heads, dim in ((4, 8), (2, 8), (2, 5))]
+            turned = [x.transpose(1, 2).contiguous() if axes == "bhsd" else x for x in arrays]
+            leaves.append([x.requires_grad_() for x in turned])
+        rest = torch.tensor([[tokens], [tokens // 2], [0]]), torch.tensor(tokens)
+        found, expected = compiled(*leaves[0], *rest), run(*leaves[1], *rest)  # type: ignore[call-arg]  # five in all
+        same(found, expected)
+        for (out, lse), given in zip((found, expected), leaves, strict=True):
+            (out.square().sum() + lse.clamp(min=-9).sum()).backward()
+            assert all(x.grad is not None for x in given)
+        same([x.grad for x in leaves[0]], [x.grad for x in leaves[1]])
+        graphs.append(len(count.graphs))
+    assert graphs == [2] * 10  # a forward and its backward
+
+
+def test_an_open_length_under_autocast(small: Small) -> None:
+    def run(q: Any, k: Any, v: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return moc.attention(q, k.bfloat16(), v, OPEN)
+
+    compiled = torch.compile(run, fullgraph=True, backend=Counter(), dynamic=True)
+    arrays = [small.draw(3, 37, heads, dim) for heads, dim in ((4, 8), (2, 8), (2, 5))]
+    assert torch.equal(compiled(*arrays), run(*arrays))
+
+
+def test_what_an_open_length_cannot_do_without_its_plan(small: Small) -> None:
+    count = Counter()
+
+    def run(q: Any, k: Any, v: Any) -> Any:
+        return moc.attention(q, k, v, OPEN, return_layout=True)
+
+    compiled = torch.compile(run, fullgraph=True, backend=count, dynamic=True)
+    for tokens in (37, 64):
+        arrays = [small.draw(3, tokens, heads, dim) for heads, dim in ((4, 8), (2, 8), (2, 5))]
+        (out, layout), (wanted, wanted_layout) = compiled(*arrays), run(*arrays)
+        same((out, layout.selected), (wanted, wanted_layout.selected))
+        assert layout.plan == wanted_layout.plan
+    assert len(count.graphs) == 2
+
+
 def test_checkpoints_in_a_graph(small: Small) -> None:
     from torch.utils.checkpoint import checkpoint
 

@@ -59,6 +59,25 @@ def test_opcheck(monkeypatch: pytest.MonkeyPatch, small: Small, case: str) -> No
         assert set(found.values()) == {"SUCCESS"}, name
 
 
+@pytest.mark.parametrize("dropout", [False, True])
+def test_opcheck_of_open_lengths(small: Small, dropout: bool) -> None:
+    import json
+
+    from sparsemoc.frameworks import torch_open
+
+    drop = moc.RouteDropout(off=0.5, into=1) if dropout else None
+    spec = moc.RoutingSpec(chunks=moc.Chunks(size=6), top_k=12, anchors=("chunk",), dropout=drop)
+    q, k, v = small.leaves()
+    call = json.dumps({"spec__spec": spec.line, "training": dropout, "backend": "reference"})
+    lengths, seed = torch.tensor([[42], [17]]), torch.tensor(3) if dropout else None
+    ops = torch.ops.sparsemoc
+    results = {"SUCCESS"}
+    assert set(torch.library.opcheck(ops.attend_open.default, (q, k, v, lengths, seed, call)).values()) == results
+    out, lse, selected = (x.detach() for x in torch_open.attend_open(q, k, v, lengths, seed, call))
+    saved = (q.detach(), k.detach(), v.detach(), selected, lengths, out, lse, torch.ones_like(out), None, call)
+    assert set(torch.library.opcheck(ops.attend_open_backward.default, saved).values()) == results
+
+
 def test_routes_and_centroids_are_not_differentiable(backend: str, small: Small) -> None:
     q, k, _ = small.leaves()
     centroids = moc.pool(k, moc.plan(small.SPEC), backend=backend)
