@@ -41,8 +41,7 @@ def everything(spec: Any, q: Any, k: Any, v: Any, d_out: Any, d_lse: Any, **opti
 
 @pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("packed", "jit"), [(False, True), (True, False)])
 def test_the_bits_of_numpy(backend: str, traced: Traced, dtype: str, packed: bool, jit: bool, each_way: str) -> None:
     arrays = traced.numpy(dtype, packed)
     options: dict[str, Any] = {"backend": backend}
