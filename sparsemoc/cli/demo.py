@@ -19,18 +19,19 @@ from rich.console import Console
 from sparsemoc import api
 from sparsemoc.backends import get_backend
 from sparsemoc.cli import pictures, recall, retrieval
-from sparsemoc.cli.clips import EDIT, sample_shots
-from sparsemoc.cli.errors import OutputError, VideoError, check_heads, require
+from sparsemoc.cli.errors import OutputError, check_heads
 from sparsemoc.cli.features import Tokens, make_tokens
 from sparsemoc.cli.progress import Stages
 from sparsemoc.cli.summary import print_summary, summarise
-from sparsemoc.cli.video import Shot, check_video, read_shots
 from sparsemoc.spec.chunks import Chunks
 from sparsemoc.spec.errors import SpecError
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.serial import load_spec
 from sparsemoc.spec.stream import Segment, Stream
+from sparsemoc.video.clips import EDIT, sample_shots
+from sparsemoc.video.errors import VideoError, require
+from sparsemoc.video.shots import Shot, check_video, read_shots
 
 #: Queries whose dense attention is computed whole, and routing units that the oracle checks.
 RECALL_SAMPLE, ORACLE_SAMPLE = 256, 24

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from sparsemoc._version import __version__
 from sparsemoc.backends import available_backends, get_backend
-from sparsemoc.cli.clips import sample_folder
-from sparsemoc.cli.errors import INSTALL, MissingExtraError
+from sparsemoc.video.clips import sample_folder
+from sparsemoc.video.errors import INSTALL, MissingExtraError
 
 #: Distribution, what it is for, the extra that brings it (none: it comes with sparsemoc).
 PACKAGES = (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.cli.video import PATCH, STEP, Shot
 from sparsemoc.spec.stream import Segment, Stream
+from sparsemoc.video.shots import PATCH, STEP, Shot
 
 Array = NDArray[np.float32]
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.cli.errors import require
-from sparsemoc.cli.video import PATCH, Frames, Shot
+from sparsemoc.video.errors import require
+from sparsemoc.video.shots import PATCH, Frames, Shot
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

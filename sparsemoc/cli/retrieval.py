@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sparsemoc.cli.features import Tokens
 from sparsemoc.cli.pictures import Bools, Query, Retrieved
 from sparsemoc.cli.recall import Floats, Ints, sparse_weights
-from sparsemoc.cli.video import Shot
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.sample_plan import SamplePlan
 from sparsemoc.spec.stream import Segment
+from sparsemoc.video.shots import Shot
 
 #: Query patches that are tried in each shot.
 _TRIED = 20

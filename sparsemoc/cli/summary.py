@@ -12,9 +12,9 @@ from rich.table import Table
 from sparsemoc._version import __version__
 from sparsemoc.cli.features import Tokens
 from sparsemoc.cli.recall import dense_pairs
-from sparsemoc.cli.video import Shot
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.routing import RoutingSpec
+from sparsemoc.video.shots import Shot
 
 
 def summarise(

