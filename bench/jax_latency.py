@@ -6,8 +6,6 @@ what remains is the way there and back. The other cases are `attention` of float
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,13 +14,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import sparsemoc as moc
-from bench import machine
-from bench.timing import Summary, interleaved
+from bench import latency, machine
 from sparsemoc.frameworks import jax_abi, jax_bridge
 
 TOKENS = (64, 1024, 4096)
@@ -65,53 +59,16 @@ def attention(tokens: int) -> dict[str, Callable[[], object]]:
     return calls
 
 
-def measure(case: str, calls: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, Any]]:
-    """Return a record for each call; `beyond` is what it takes more than the first, round by round."""
-    times = interleaved(calls, rounds)
-    first = next(iter(calls))
-    records = []
-    for name in calls:
-        beyond = times.seconds[name] - times.seconds[first]
-        figures = {"seconds": vars(times.summary(name)), "beyond": vars(_summary(beyond))}
-        records.append({"case": case, "call": name, **figures})
-    return records
-
-
-def _summary(values: Any) -> Summary:
-    return Summary(*np.quantile(values, (0.5, 0.2, 0.8)).tolist())
-
-
-def table(records: Sequence[dict[str, Any]]) -> Table:
-    """Return the records as a table."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("case", "call", "microseconds", "20 % to 80 %", "beyond the first"):
-        made.add_column(name, justify="left" if name in ("case", "call") else "right", no_wrap=True)
-    for record in records:
-        seconds, beyond = record["seconds"], record["beyond"]
-        spread = f"{1e6 * seconds['p20']:,.0f} to {1e6 * seconds['p80']:,.0f}"
-        figures = (f"{1e6 * seconds['median']:,.0f}", spread, f"{1e6 * beyond['median']:+,.0f}")
-        made.add_row(record["case"], record["call"], *figures)
-    return made
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print the lines and the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.jax_latency", description="Time calls under JAX on the CPU.")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of each measurement (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="sizes, multiples of 8 (default: all)")
-    asked = parser.parse_args(arguments)
+    asked = latency.parser("bench.jax_latency", "Time calls under JAX on the CPU.", TOKENS).parse_args(arguments)
     if jax_bridge.way() != "ffi":
         print("the FFI target does not work here, or is not asked for", file=sys.stderr)
         return 2
     cases = {"empty": empty()} | {f"{tokens:,} tokens": attention(tokens) for tokens in asked.tokens}
     facts = machine.facts("numba", 0) | {"jax": jax.__version__}
     del facts["threads"]
-    records = []
-    for case, calls in cases.items():
-        for record in measure(case, calls, asked.rounds):
-            records.append(record)
-            print(json.dumps(record | facts))
-    Console(width=100).print(table(records))
+    latency.report(cases, asked.rounds, facts)
     return 0
 
 
