@@ -19,7 +19,7 @@ from diffusers.models import attention_dispatch
 from sparsemoc.spec.errors import UnsupportedError
 
 #: First release that is known to fit, and the first that is not known to.
-OLDEST, NEXT = (0, 40), (0, 44)
+OLDEST, NEXT = (0, 40), (0, 43)
 #: Models that route now; the entry stays in the tables as long as there is one.
 _models = 0
 

@@ -40,6 +40,7 @@ def enable(
     video alone; HunyuanVideo (also 1.5) and Mochi video, then text; CogVideoX text, then video. Text padding becomes
     `key_lengths`. Cross-attention and token refiners stay as they are. Training, gradient checkpointing, adapters and
     torch.compile work as without it; route dropout is applied while the model trains, and draws from torch's generator.
+    A model of video alone may be split over devices before, with ContextParallelConfig(ulysses_degree=...).
 
     Args:
         target: a pipeline, whose transformers are all routed, or a transformer.
@@ -61,7 +62,8 @@ def enable(
 
     Raises:
         SpecError: an argument breaks a rule.
-        UnsupportedError: a model class that is not known, a model that is enabled already or split over devices.
+        UnsupportedError: a model class that is not known, a model that is enabled already, or split over
+            devices in a way that routes cannot follow.
         ShapeError: at a pass, where grid, text and tokens do not fit together.
 
     Example:

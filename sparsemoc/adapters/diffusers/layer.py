@@ -11,12 +11,17 @@ from sparsemoc import api
 from sparsemoc.adapters.diffusers import bridge
 from sparsemoc.adapters.diffusers.masks import key_lengths
 from sparsemoc.adapters.diffusers.streams import Shots
+from sparsemoc.adapters.diffusers.ulysses import Ulysses
 from sparsemoc.backends import Options
 from sparsemoc.spec.errors import ShapeError, SpecError, UnsupportedError
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Stream
 
 OWN_PROCESSOR = "Hint: Family(processor=...) takes a subclass of sparsemoc.diffusers.Processor of your own."
+PARALLEL_LATER = (
+    "enable: parallelism must be set up before, got a model that was enabled and then split over devices. "
+    "Hint: model.enable_parallelism(config=...), then enable."
+)
 
 
 @dataclass(eq=False)
@@ -35,13 +40,16 @@ class State:
 class Layer:
     """One layer: what its processor holds."""
 
-    def __init__(self, name: str, module_name: str, state: State) -> None:
+    def __init__(self, name: str, module_name: str, state: State, ulysses: Ulysses | None = None) -> None:
         self.name = name
         self.module_name = module_name
         self.state = state
         self.spec: RoutingSpec | None = None
-        #: Of dense passes: the backend that the processor had before.
+        #: Of dense passes: the backend and the parallelism that the processor had before.
         self.dense_backend: Any = None
+        self.dense_parallel: Any = None
+        #: How the tokens are shared among devices, or None.
+        self.ulysses = ulysses
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
         """A copied model holds the same layers, and is refused."""
@@ -60,12 +68,23 @@ class Layer:
         """Attend by the spec.
 
         Args:
-            q, k, v: (batch, tokens, heads, head_dim), post-RoPE, in the order of the stream.
+            q, k, v: (batch, tokens, heads, head_dim), post-RoPE, in the order of the stream; this device's part of
+                the tokens where devices share them.
             mask: as `key_lengths` takes it.
             scale: factor on the logits.
         """
-        state, stream = self.state, self.state.stream
         assert self.spec is not None
+        if self.ulysses is None:
+            return self._attend(q, k, v, self.spec, mask, scale)
+        q, k, v = (self.ulysses.to_heads(x) for x in (q, k, v))
+        heads = q.shape[2]
+        spec = self.ulysses.own(self.spec, heads)
+        return self.ulysses.to_tokens(self._attend(q, k, v, spec, mask, scale, self.ulysses.rank * heads))
+
+    def _attend(
+        self, q: Any, k: Any, v: Any, spec: RoutingSpec, mask: Any, scale: float | None, head_start: int = 0
+    ) -> Any:
+        state, stream = self.state, self.state.stream
         assert stream is not None
         if q.shape[1] != stream.tokens:
             raise ShapeError(
@@ -73,12 +92,13 @@ class Layer:
                 f"{q.shape[1]} tokens. Hint: check `grid`, `text` and `order` of the Family."
             )
         lengths = key_lengths(self.name, stream, mask, checked=state.options.checked)
-        training = state.training and self.spec.dropout is not None
+        training = state.training and spec.dropout is not None
         # Drawn on the device by torch's own generator, which checkpoints rewind: a recomputed pass takes equal routes.
         seed = torch.randint(2**62, (), device=q.device) if training else None
         found = api.attention(
-            q, k, v, self.spec, stream=stream, key_lengths=lengths, scale=scale, training=training, seed=seed,
-            backend=state.backend, options=state.options, return_layout=state.monitor is not None,
+            q, k, v, spec, stream=stream, key_lengths=lengths, scale=scale, training=training, seed=seed,
+            backend=state.backend, options=state.options, head_start=head_start,
+            return_layout=state.monitor is not None,
         )  # fmt: skip
         if state.monitor is None:
             return found
@@ -106,11 +126,11 @@ def dispatched(
             f"{OWN_PROCESSOR}"
         )
     if not isinstance(layer, Layer):
-        raise UnsupportedError(parallel_text("enable"))
+        raise UnsupportedError(PARALLEL_LATER)
     if layer.dense():
         return bridge.dense(
             query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
-            enable_gqa=enable_gqa, backend=layer.dense_backend,
+            enable_gqa=enable_gqa, backend=layer.dense_backend, parallel_config=layer.dense_parallel,
         )  # fmt: skip
     if dropout_p or is_causal:
         raise UnsupportedError(
@@ -118,14 +138,6 @@ def dispatched(
             'Hint: RoutingSpec(causal="token") is the causal form, RouteDropout drops routes.'
         )
     return layer.attend(query, key, value, attn_mask, scale)
-
-
-def parallel_text(name: str) -> str:
-    """Return the refusal of context parallelism."""
-    return (
-        f"{name}: context parallelism must be off, got a model whose tokens are split over devices: routes span the "
-        "whole sequence. Hint: run without ContextParallelConfig, or leave the model dense."
-    )
 
 
 def _shown(stream: Stream) -> str:

@@ -15,7 +15,8 @@ import torch
 from sparsemoc.adapters.diffusers import bridge, recall
 from sparsemoc.adapters.diffusers.family import Family
 from sparsemoc.adapters.diffusers.kept import stream_of
-from sparsemoc.adapters.diffusers.layer import OWN_PROCESSOR, Layer, State, dispatched, parallel_text
+from sparsemoc.adapters.diffusers.layer import OWN_PROCESSOR, PARALLEL_LATER, Layer, State, dispatched
+from sparsemoc.adapters.diffusers.ulysses import ulysses_of
 from sparsemoc.spec.errors import SpecError, UnsupportedError, describe
 from sparsemoc.spec.stream import Stream
 
@@ -32,8 +33,10 @@ class Routed:
         self._model = weakref.ref(model)
         self._arguments = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._placed: list[tuple[Any, Any, Any]] = []  # module, its own processor, ours
+        self._parallel = getattr(model, "_parallel_config", None)
+        ulysses = ulysses_of(self._parallel, family, f"enable: {type(model).__name__}")
         for name, module in _attentions(model, family):
-            self._place(Layer(prefix + name, name, state), module)
+            self._place(Layer(prefix + name, name, state, ulysses), module)
         self._hook = model.register_forward_pre_hook(self, with_kwargs=True)
         bridge.install(dispatched)
         self._uninstall = weakref.finalize(model, bridge.uninstall)  # at most once, and when the model is gone
@@ -79,7 +82,7 @@ class Routed:
         own = module.processor
         if self._family.processor is None:
             ours = copy.copy(own)
-            layer.dense_backend = own._attention_backend
+            layer.dense_backend, layer.dense_parallel = own._attention_backend, own._parallel_config
             ours._attention_backend, ours._parallel_config = bridge.MEMBER, layer
         else:
             ours = self._family.processor(layer, own)
@@ -94,8 +97,8 @@ class Routed:
                 f"enable: {type(module).__name__} must be the model that was enabled, got a copy of it. "
                 "Hint: handle.remove() before copying, then enable each."
             )
-        if is_parallel(module):
-            raise UnsupportedError(parallel_text(f"enable: {type(module).__name__}"))
+        if getattr(module, "_parallel_config", None) is not self._parallel:
+            raise UnsupportedError(PARALLEL_LATER)
         for layer, (attention, _, ours) in zip(self.layers, self._placed, strict=True):
             if attention.processor is not ours:
                 _changed(layer.name, f"the processor {type(attention.processor).__name__}")
@@ -108,12 +111,6 @@ def routed_of(model: Any) -> Routed | None:
     return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, Routed)), None)
 
 
-def is_parallel(model: Any) -> bool:
-    """Say whether the tokens of a model are split over devices."""
-    config = getattr(model, "_parallel_config", None)
-    return getattr(config, "context_parallel_config", None) is not None
-
-
 def _attentions(model: Any, family: Family) -> list[tuple[str, Any]]:
     """Return the names and modules to route, in the order of the model."""
     modules = {name: module for name, module in model.named_modules() if hasattr(module, "processor")}
@@ -124,9 +121,9 @@ def _attentions(model: Any, family: Family) -> list[tuple[str, Any]]:
             f"{family.layers!r}, which matches none. Hint: their names are {describe(list(modules))}."
         )
     for name, module in found:
-        if family.processor is None and not hasattr(module.processor, "_attention_backend"):
+        if family.processor is None and not hasattr(module.processor, "_parallel_config"):
             raise UnsupportedError(
-                f"enable: {name} must have a processor that chooses diffusers' backend by `_attention_backend`, got "
+                f"enable: {name} must have a processor that gives diffusers' dispatcher its `_parallel_config`, got "
                 f"{type(module.processor).__name__}. {OWN_PROCESSOR}"
             )
     return found

@@ -8,8 +8,7 @@ import torch
 
 from sparsemoc.adapters.diffusers import families
 from sparsemoc.adapters.diffusers.family import Family
-from sparsemoc.adapters.diffusers.layer import parallel_text
-from sparsemoc.adapters.diffusers.routed import is_parallel, routed_of
+from sparsemoc.adapters.diffusers.routed import routed_of
 from sparsemoc.spec.errors import SpecError, UnsupportedError, describe
 
 
@@ -22,7 +21,7 @@ def transformers_of(target: Any, family: Family | None) -> dict[str, tuple[Any, 
 
     Raises:
         SpecError: something else, or a pipeline without a transformer.
-        UnsupportedError: a class that is not known, a model that is enabled already or split over devices.
+        UnsupportedError: a class that is not known, a model that is enabled already.
     """
     if isinstance(target, torch.nn.Module):
         models = {"": target}
@@ -65,10 +64,8 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _check_free(model: Any) -> None:
-    name = f"enable: {type(model).__name__}"
     if routed_of(model) is not None:
         raise UnsupportedError(
-            f"{name} must not be enabled yet, got one that is. Hint: handle.remove() first, or handle.set_spec(spec)."
+            f"enable: {type(model).__name__} must not be enabled yet, got one that is. "
+            "Hint: handle.remove() first, or handle.set_spec(spec)."
         )
-    if is_parallel(model):
-        raise UnsupportedError(parallel_text(name))

@@ -96,7 +96,7 @@ def test_a_family_must_fit_the_model() -> None:
     with pytest.raises(moc.SpecError, match=r"must match attention modules.*'layers', which.*'blocks\.0\.attn1'"):
         enable(model, SPEC, family=adapter.Family("layers", grid))
     cosmos = CASES["cosmos"].build()
-    with pytest.raises(moc.UnsupportedError, match="by `_attention_backend`, got CosmosAttnProcessor2_0"):
+    with pytest.raises(moc.UnsupportedError, match="its `_parallel_config`, got CosmosAttnProcessor2_0"):
         enable(cosmos, SPEC, family=adapter.Family(r"transformer_blocks\.\d+\.attn1", grid))
     with pytest.raises(moc.SpecError, match="family must be a Family, got 3"):
         adapter.register_family("Wan", 3)
@@ -238,18 +238,37 @@ def test_a_processor_that_does_not_say_its_layer_is_refused() -> None:
         dispatch(q, q, q, backend=bridge.MEMBER)
 
 
-def test_context_parallelism_is_refused() -> None:
+def parallel(**degrees: Any) -> Any:
     from diffusers import ContextParallelConfig
     from diffusers.models._modeling_parallel import ParallelConfig
 
-    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
+    return ParallelConfig(context_parallel_config=ContextParallelConfig(**degrees))
+
+
+def test_a_model_that_is_split_after_enable_is_refused() -> None:
+    config = parallel(ulysses_degree=2)
     model = CASES["wan"].build()
     q = torch.zeros(2, 30, 2, 12)
     with enable(model, SPEC):
-        with pytest.raises(moc.UnsupportedError, match="context parallelism must be off"):
+        with pytest.raises(moc.UnsupportedError, match=r"parallelism must be set up before.*then enable"):
             dispatch(q, q, q, backend=bridge.MEMBER, parallel_config=config)
         model._parallel_config = config
-        with pytest.raises(moc.UnsupportedError, match="WanTransformer3DModel: context parallelism must be off"):
+        with pytest.raises(moc.UnsupportedError, match=r"parallelism must be set up before.*then enable"):
             run(model)
-    with pytest.raises(moc.UnsupportedError, match=r"context parallelism must be off.*Hint"):
+
+
+@pytest.mark.parametrize(
+    ("name", "degrees", "text"),
+    [
+        ("hunyuan", {"ulysses_degree": 2}, "a model of text and video"),
+        ("cosmos", {"ulysses_degree": 2}, "one with processors of its own"),
+        ("wan", {"ring_degree": 2}, "ring_degree=2"),
+        ("wan", {"ulysses_degree": 2, "ulysses_anything": True}, "ulysses_anything=True"),
+    ],
+)
+def test_context_parallelism_that_routes_cannot_follow_is_refused(name: str, degrees: Any, text: str) -> None:
+    model = CASES[name].build()
+    model._parallel_config = parallel(**degrees)
+    with pytest.raises(moc.UnsupportedError, match=f"must be Ulysses over video tokens in equal parts, got .*{text}"):
         enable(model, SPEC)
+    assert not model._forward_pre_hooks

@@ -171,6 +171,19 @@ def test_wrapped_models_are_unwrapped() -> None:
         assert torch.equal(wrapped(**CASES["wan"].inputs())[0], dense)
 
 
+def test_a_model_that_trains_in_parallel_is_unwrapped() -> None:
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(CASES["wan"].build())
+        with enable(parallel, SPEC) as handle:
+            assert handle.layers == CASES["wan"].layers
+            parallel(**CASES["wan"].inputs())
+            assert handle.stream == CASES["wan"].stream
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_the_monitor_of_training_counts_the_layers() -> None:
     monitor = moc.training.Monitor()
     model = CASES["wan"].build()
