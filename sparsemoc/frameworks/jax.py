@@ -1,4 +1,4 @@
-"""JAX arrays on the CPU: under jit, grad, vmap, scan and shard_map, served by any backend that takes NumPy arrays.
+"""JAX arrays under jit, grad, vmap, scan and shard_map: on the CPU any backend that takes NumPy arrays serves them.
 
 Nothing here reads an array: all of it works on tracers. A layout is a pytree.
 """
