@@ -1,0 +1,80 @@
+"""Rectified flow: the model learns the velocity from data to noise, and sampling follows it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sparsemoc.examples.train_dit.footage import CHANNELS, CODE, Clips
+from sparsemoc.examples.train_dit.settings import Settings
+
+Tensor = Any
+
+HEAD_DIM = 32
+#: Width of the text input, which is one token of zeros: the sample clips have no captions.
+TEXT_DIM = 8
+#: Times at which validation looks; 1 is pure noise.
+TIMES = (0.2, 0.5, 0.8)
+
+
+def make_model(settings: Settings) -> Any:
+    """Return a WanTransformer3DModel with random weights, drawn from the seed."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(settings.seed)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=settings.heads,
+        attention_head_dim=HEAD_DIM,
+        in_channels=CHANNELS + CODE,
+        out_channels=CHANNELS,
+        text_dim=TEXT_DIM,
+        freq_dim=64,
+        ffn_dim=settings.heads * HEAD_DIM * 4,
+        num_layers=settings.layers,
+        rope_max_seq_len=64,
+    )
+
+
+def velocity(model: Any, x: Tensor, codes: Tensor, t: Tensor) -> Tensor:
+    """Return the model's velocity at x; the codes go in beside it, as Wan's image-to-video models take theirs.
+
+    Args:
+        model: the transformer.
+        x: (batch, 48, frames, height, width), clips with noise.
+        codes: (batch, 8, frames, height, width).
+        t: (batch,) in 0 ... 1.
+    """
+    text = x.new_zeros(len(x), 1, TEXT_DIM)
+    inputs = torch.cat([x, codes], dim=1)
+    return model(hidden_states=inputs, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
+
+
+def loss(model: Any, clips: Clips, noise: Tensor, t: Tensor) -> Tensor:
+    """Return the mean of (velocity(x_t, t) - (noise - x_0)) ** 2, where x_t = (1 - t) x_0 + t noise."""
+    share = t[:, None, None, None, None]
+    x = (1 - share) * clips.latents + share * noise
+    return (velocity(model, x, clips.codes, t) - (noise - clips.latents)).square().mean()
+
+
+@torch.no_grad()
+def validation_loss(model: Any, clips: Clips, noise: Tensor) -> float:
+    """Return the mean loss at the fixed TIMES with fixed noise; the model's mode is as it was afterwards."""
+    training = model.training
+    model.eval()
+    times = [torch.full((len(noise),), t, device=noise.device) for t in TIMES]
+    total = sum(float(loss(model, clips, noise, t)) for t in times)
+    model.train(training)
+    return total / len(TIMES)
+
+
+@torch.no_grad()
+def sample(model: Any, noise: Tensor, codes: Tensor, steps: int) -> Tensor:
+    """Return latents: Euler steps along the velocity from noise at t = 1 to data at t = 0."""
+    model.eval()
+    x = noise
+    for step in range(steps):
+        t = torch.full((len(x),), 1 - step / steps, device=x.device)
+        x = x - velocity(model, x, codes, t) / steps
+    return x
