@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
