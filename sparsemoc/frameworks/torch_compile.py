@@ -11,13 +11,14 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from sparsemoc.frameworks import torch_open, torch_tree
 from sparsemoc.frameworks.told import restored
 from sparsemoc.frameworks.traced import FUNCTIONS
-from sparsemoc.spec.errors import UnsupportedError
+from sparsemoc.spec.errors import SpecError, UnsupportedError
 from sparsemoc.spec.plan import Plan
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Stream
@@ -45,6 +46,12 @@ def call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             )
         elif argument == "scale" and isinstance(value, (int, float)):
             told[argument] = guard_scalar(value)  # a symbol in dynamic graphs; a factor of the kernels is a number
+        elif argument == "scale":
+            raise SpecError("scale must be a number under torch.compile, got an array. Hint: scale=float(value).")
+        elif argument == "key_lengths" and isinstance(value, (tuple, list)):
+            told[argument] = torch.tensor(value)  # its numbers may be symbols: new ones compile nothing anew
+        elif argument in ("key_lengths", "seed") and isinstance(value, (np.ndarray, np.generic)):
+            told[argument] = torch.as_tensor(value)
         elif argument in ("options", "config"):
             fields = [(field, getattr(value, field)) for field in type(value).__dataclass_fields__]
             told[argument + "__value"] = repr((type(value).__module__, type(value).__qualname__, fields))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import sparsemoc as moc
@@ -162,6 +163,50 @@ def test_seeds_drawn_in_the_graph(small: Small) -> None:
     arrays = small.qkv()
     assert not torch.equal(compiled(*arrays), compiled(*arrays))
     assert len(count.graphs) == 1
+
+
+LISTS: dict[str, Any] = {
+    "list": lambda *valid: [[number] for number in valid],
+    "tuple": lambda *valid: tuple((number,) for number in valid),
+    "numpy": lambda *valid: np.array(valid, np.int16)[:, None],
+}
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("kind", LISTS)
+def test_key_lengths_that_are_no_tensor(small: Small, kind: str, dynamic: bool | None) -> None:
+    count = Counter()
+    arrays = [small.draw(3, 37, heads, dim) for heads, dim in ((4, 8), (2, 8), (2, 5))]
+
+    def run(q: Any, k: Any, v: Any, lengths: Any) -> Any:
+        return moc.attention(q, k, v, OPEN, key_lengths=lengths)
+
+    compiled = torch.compile(run, fullgraph=True, backend=count, dynamic=dynamic)
+    for valid in ((37, 30, 21), (9, 12, 20), (36, 13, 22), (5, 1, 0), (37, 2, 23), (11, 7, 40)):
+        lengths = LISTS[kind](*valid)
+        expected = run(*arrays, torch.tensor(valid)[:, None])  # type: ignore[call-arg]  # four in all
+        assert torch.equal(compiled(*arrays, lengths), expected)
+    assert len(count.graphs) <= 2
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint8"])
+def test_seeds_that_are_numpys(small: Small, kind: str) -> None:
+    count = Counter()
+    arrays = small.qkv()
+
+    def run(q: Any, k: Any, v: Any, seed: Any) -> Any:
+        return moc.attention(q, k, v, small.DROPOUT, training=True, seed=seed)
+
+    compiled = torch.compile(run, fullgraph=True, backend=count)
+    for seed in range(4):
+        assert torch.equal(compiled(*arrays, getattr(np, kind)(seed)), run(*arrays, seed))
+    assert len(count.graphs) == 1
+
+
+def test_a_scale_that_is_a_tensor_is_refused(small: Small) -> None:
+    q, k, v = small.qkv()
+    with pytest.raises(Exception, match=r"scale must be a number under torch\.compile.*scale=float\(value\)"):
+        torch.compile(lambda scale: moc.attention(q, k, v, small.SPEC, scale=scale), fullgraph=True)(torch.tensor(0.5))
 
 
 def test_dynamic_batches_share_a_graph(small: Small) -> None:
