@@ -68,6 +68,12 @@ class Routed:
         """A copied model has the same hook, which refuses it."""
         return self
 
+    def __reduce__(self) -> Any:
+        raise UnsupportedError(
+            "enable: a model must not be pickled while it is enabled, got pickle or torch.save of the whole of it. "
+            "Hint: handle.remove() first; model.save_pretrained() and model.state_dict() hold nothing of ours."
+        )
+
     def stream(self, config: Any, inputs: dict[str, Any]) -> Stream:
         """Return the stream of a pass with these forward arguments."""
         family = self._family

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +155,17 @@ def test_a_copy_of_an_enabled_model_is_refused() -> None:
             run(twin)
         routed = run(model)
     assert not torch.equal(routed, run(model))
+
+
+def test_an_enabled_model_is_saved_without_its_routing_but_not_pickled(tmp_path: Path) -> None:
+    model = CASES["wan"].build()
+    dense = run(model)
+    with enable(model, SPEC):
+        with pytest.raises(moc.UnsupportedError, match=r"must not be pickled.*handle\.remove\(\) first"):
+            pickle.dumps(model)
+        model.save_pretrained(tmp_path)
+    for again in (type(model).from_pretrained(tmp_path), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(run(again), dense)
 
 
 def test_a_model_that_is_gone_leaves_nothing_in_diffusers() -> None:
