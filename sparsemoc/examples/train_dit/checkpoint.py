@@ -40,8 +40,10 @@ def load(path: Path, mode: str, settings: Settings) -> dict[str, Any]:
     """
     again = "Hint: start again in another --out, or delete the file."
     try:
+        if not zipfile.is_zipfile(path):  # torch would try the format of old: any bytes might mean anything
+            raise zipfile.BadZipFile("not a whole zip archive")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (RuntimeError, OSError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(
             f"train_dit: checkpoint {path} must be whole, but reading failed: {reason}. {again}"

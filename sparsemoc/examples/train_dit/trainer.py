@@ -69,7 +69,7 @@ class Trainer:
         if step == 0:
             torch.manual_seed(settings.seed)  # route dropout is the same whatever was trained before
         clips, noise, t = self._batch(step)
-        self._begin(step, reading=self._monitor.due(step) or last)
+        self._begin(step, last)
         start = self._clock()
         for group in self._optimizer.param_groups:
             group["lr"] = settings.learning_rate * _warm_cosine(step, settings.steps)
@@ -137,15 +137,17 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.settings.seed * _SEED_STRIDE + step)
         clips = self._footage.training(generator)
         noise = torch.randn(clips.latents.shape, generator=generator)
-        t = torch.rand(len(noise), generator=generator)
+        t = flow.draw_times(len(noise), generator)
         return clips.to(self.device), noise.to(self.device), t.to(self.device)
 
-    def _begin(self, step: int, reading: bool) -> None:
+    def _begin(self, step: int, last: bool) -> None:
+        """Take the routing of a step; the monitor reads every few steps, the first step of a stage and the last one."""
         if self._handle is None:
             return
         spec = self.schedule.spec(step)
-        if spec != self._handle.spec:
+        if spec is not self._handle.spec:
             self._handle.set_spec(spec)
+        reading = self._monitor.due(step) or step == self.schedule.stage(step).step or last
         self._handle.monitor = self._monitor if reading else None
 
     def _clock(self) -> float:
