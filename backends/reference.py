@@ -20,6 +20,10 @@ from sparsemoc.spec.sample_plan import SamplePlan
 
 Floats = NDArray[Any]
 
+#: NaN and infinity are inputs like others, whose results are no surprise; and some BLAS libraries raise the flags of
+#: vector lanes that they do not use.
+_QUIET = np.errstate(all="ignore")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceConfig:
@@ -55,6 +59,7 @@ class ReferenceBackend:
         """Return the configs worth trying."""
         return [ReferenceConfig()]
 
+    @_QUIET
     def pool(
         self, problem: Problem, k: Floats, key_lengths: NDArray[np.int32] | None, *, config: Any = None
     ) -> NDArray[np.float32]:
@@ -72,6 +77,7 @@ class ReferenceBackend:
             first += sample.plan.chunks if problem.plan.packed else 0
         return centroids
 
+    @_QUIET
     def route(
         self,
         problem: Problem,
@@ -100,6 +106,7 @@ class ReferenceBackend:
             first += sample.plan.chunks if plan.packed else 0
         return selected
 
+    @_QUIET
     def attend(
         self, problem: Problem, q: Floats, k: Floats, v: Floats, layout: Layout, scale: float, *, config: Any = None
     ) -> Result:
@@ -119,6 +126,7 @@ class ReferenceBackend:
             lse[row, head, query] = top + np.log(total)
         return Result(out, lse)
 
+    @_QUIET
     def attend_backward(
         self,
         problem: Problem,

@@ -84,3 +84,14 @@ def test_lse_of_float64_is_float64(backend: str) -> None:
     got = ApiImplementation(backend).forward(_problem("float64", data="offset"))
     assert got.lse.dtype == np.float64
     assert (got.lse != got.lse.astype(np.float32)).any()
+
+
+def test_infinities_and_nan_are_no_surprise(backend: str) -> None:
+    """What they make comes back without a warning, which the tests would take for an error."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 24, 2, 4), np.float32)
+    k[0, 3], v[0, 5], q[0, 7] = np.inf, np.nan, -np.inf
+    spec = moc.RoutingSpec(chunks=moc.Chunks(size=6), top_k=1, anchors=("chunk",))
+    out = moc.attention(q, k, v, spec, backend=backend)
+    grads = moc.attention_grads(q, k, v, spec, np.ones_like(out), backend=backend)
+    assert np.isnan(out[0, 5]).all()
+    assert all(np.isnan(grad).any() for grad in grads)
