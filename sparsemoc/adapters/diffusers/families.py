@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from sparsemoc.adapters.diffusers.family import Family, Inputs, family_of, patches, register_family
@@ -42,24 +43,37 @@ def _cogvideox(config: Any, inputs: Inputs) -> Grid:
 
 def _ltx(config: Any, inputs: Inputs) -> Grid:
     """The latent comes as a sequence of patches; its grid stands in arguments of its own."""
-    grid = tuple(inputs.get(name) for name in ("num_frames", "height", "width"))
-    if None in grid:
+    given = tuple(inputs.get(name) for name in ("num_frames", "height", "width"))
+    if None in given:
         raise ShapeError(
-            f"enable: forward must be given num_frames, height and width for the latent grid, got {grid}. "
+            f"enable: forward must be given num_frames, height and width for the latent grid, got {given}. "
             "Hint: pass all three; coordinates alone do not say how the patches lie."
         )
-    return grid  # type: ignore[return-value]  # None was ruled out
+    grid: Grid = (inputs["num_frames"], inputs["height"], inputs["width"])
+    tokens, made = inputs["hidden_states"].shape[1], prod(grid)
+    if made != tokens:
+        raise ShapeError(
+            f"enable: the latent grid must match the tokens: num_frames, height and width are {grid} and make {made}, "
+            f"got {tokens} tokens of hidden_states. Hint: pass the sizes of the latent in patches, not of the clip."
+        )
+    return grid
 
 
 def _text(config: Any, inputs: Inputs) -> int:
-    length: int = inputs["encoder_hidden_states"].shape[1]
-    return length
+    return _length(inputs, "encoder_hidden_states")
 
 
 def _three_texts(config: Any, inputs: Inputs) -> int:
     """Both text encoders and the image: one sequence, valid tokens first."""
     names = ("encoder_hidden_states", "encoder_hidden_states_2", "image_embeds")
-    return sum(inputs[name].shape[1] for name in names)
+    return sum(_length(inputs, name) for name in names)
+
+
+def _length(inputs: Inputs, name: str) -> int:
+    if inputs.get(name) is None:
+        raise ShapeError(f"enable: forward must be given {name}, whose tokens stand beside those of video, got None.")
+    length: int = inputs[name].shape[1]
+    return length
 
 
 _BLOCKS = r"transformer_blocks\.\d+\.attn1"

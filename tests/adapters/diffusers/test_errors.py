@@ -164,6 +164,19 @@ def test_ltx_needs_its_grid() -> None:
     coords = torch.zeros(2, 3, 30)
     with enable(model, SPEC), pytest.raises(moc.ShapeError, match=r"num_frames, height and width.*\(None, 2, 5\)"):
         run(model, "ltx", num_frames=None, video_coords=coords)
+    text = r"are \(4, 2, 5\) and make 40, got 30 tokens of hidden_states"
+    with enable(model, SPEC), pytest.raises(moc.ShapeError, match=text):
+        run(model, "ltx", num_frames=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("hunyuan", "encoder_hidden_states"), ("hunyuan15", "encoder_hidden_states_2"), ("hunyuan15", "image_embeds")],
+)
+def test_text_that_shares_the_sequence_must_be_there(name: str, argument: str) -> None:
+    model = CASES[name].build()
+    with enable(model, SPEC), pytest.raises(moc.ShapeError, match=f"forward must be given {argument}, whose tokens"):
+        run(model, name, **{argument: None})
 
 
 @pytest.mark.parametrize(
