@@ -62,7 +62,7 @@ class Routed:
         self.state.stream = self.stream(module.config, inputs)
         self.state.training = module.training
         if getattr(module, "gradient_checkpointing", False) and not torch.compiler.is_compiling():
-            recall.recall(module, self.state)
+            recall.recall(module, self.state, self.layers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Routed:
         """A copied model has the same hook, which refuses it."""

@@ -68,6 +68,20 @@ def test_a_recomputed_block_sees_the_grid_of_its_own_pass() -> None:
     assert function.__module__.startswith("diffusers")
 
 
+def test_a_recomputed_block_takes_the_spec_of_its_own_pass() -> None:
+    model = CASES["wan"].build().train()
+    later = replace(SPEC, chunks=moc.Chunks(size=4))  # its selections have the same shape
+    with enable(model, SPEC) as handle:
+        expected = gradients(model)
+        model.enable_gradient_checkpointing()
+        model.zero_grad()
+        loss = model(**CASES["wan"].inputs(), return_dict=False)[0].square().mean()
+        handle.set_spec(later)
+        loss.backward()
+        same({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected)
+        assert set(handle.specs().values()) == {later}
+
+
 def test_route_dropout_is_of_training_alone(calls: Calls) -> None:
     model = CASES["wan"].build()
     inputs = CASES["wan"].inputs()
