@@ -97,7 +97,7 @@ def test_the_loss_is_that_of_the_velocity(footage: Any) -> None:
     x = 0.75 * clips.latents + 0.25 * noise
     expected = (((x - guess) / 0.25 - (noise - clips.latents)) ** 2).mean()
     torch.testing.assert_close(found, expected)
-    assert torch.equal(seen["hidden_states"], torch.cat([x, clips.codes], dim=1))
+    assert torch.equal(seen["hidden_states"], torch.cat([x, clips.condition], dim=1))
     assert seen["timestep"].tolist() == [250]
 
 
@@ -112,8 +112,14 @@ def test_sampling_follows_a_straight_path_to_its_end(footage: Any) -> None:
         def __call__(self, **inputs: Any) -> tuple[Any]:
             return (clips.latents,)
 
-    found = flow.sample(Knowing(), noise, clips.codes, 3)
+    found = flow.sample(Knowing(), noise, clips.condition, 3)
     torch.testing.assert_close(found, clips.latents, rtol=0, atol=1e-5)
+
+
+def test_times_are_shifted_towards_noise() -> None:
+    times = flow.shifted(torch.tensor([0.0, 0.5, 1.0]))
+    middle = 0.5 * (1 + 0.2 / 3.4)  # of the unshifted times, the first of which is 0.2 once shifted by 4
+    torch.testing.assert_close(times, torch.tensor([0.2, 4 * middle / (1 + 3 * middle), 1.0]))
 
 
 def test_latents_and_back_are_exact(footage: Any) -> None:

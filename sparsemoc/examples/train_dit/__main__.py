@@ -35,7 +35,7 @@ class _UserError(click.ClickException):
     "--out", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("train-dit"), show_default=True,
     metavar="DIR", help="Folder for pictures, logs, checkpoints and summary.json.",
 )  # fmt: skip
-@click.option("--steps", type=click.IntRange(3), help="Training steps of each model.  [default: 300]")
+@click.option("--steps", type=click.IntRange(3), help="Training steps of each model.  [default: 500]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, batches and noises.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="auto: cuda if any."

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sparsemoc.examples.train_dit.footage import CHANNELS, CODE, Clips
+from sparsemoc.examples.train_dit.footage import CHANNELS, CONDITION, Clips
 from sparsemoc.examples.train_dit.settings import Settings
 
 Tensor = Any
@@ -23,6 +23,8 @@ TEXT_DIM = 8
 TIMES = (0.3, 0.6, 0.9)
 #: Training draws times from here to 1: where noise is weaker, the velocity divides a small error by a small time.
 LEAST_TIME = 0.2
+#: Wan's shift of times towards noise, where a clip is laid out: training meets it often, sampling goes slowly there.
+SHIFT = 4.0
 
 
 def make_model(settings: Settings) -> Any:
@@ -34,7 +36,7 @@ def make_model(settings: Settings) -> Any:
         patch_size=(1, 2, 2),
         num_attention_heads=settings.heads,
         attention_head_dim=HEAD_DIM,
-        in_channels=CHANNELS + CODE,
+        in_channels=CHANNELS + CONDITION,
         out_channels=CHANNELS,
         text_dim=TEXT_DIM,
         freq_dim=64,
@@ -46,24 +48,26 @@ def make_model(settings: Settings) -> Any:
     return model
 
 
-def draw_times(count: int, generator: Any) -> Tensor:
-    """Return (count,) training times, uniform in LEAST_TIME ... 1."""
-    return LEAST_TIME + (1 - LEAST_TIME) * torch.rand(count, generator=generator)
+def shifted(u: Tensor) -> Tensor:
+    """Return times in LEAST_TIME ... 1 of u in 0 ... 1: evenly spaced u give times that are denser near 1."""
+    least = LEAST_TIME / (SHIFT - (SHIFT - 1) * LEAST_TIME)
+    u = least + (1 - least) * u
+    return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
-def velocity(model: Any, x: Tensor, codes: Tensor, t: Tensor) -> Tensor:
+def velocity(model: Any, x: Tensor, condition: Tensor, t: Tensor) -> Tensor:
     """Return the velocity at x, (x - clean clip) / t, where the model says the clean clip.
 
-    The codes go in beside x, as Wan's image-to-video models take theirs.
+    The condition goes in beside x, as Wan's image-to-video models take theirs.
 
     Args:
         model: the transformer.
         x: (batch, 48, frames, height, width), clips with noise.
-        codes: (batch, 8, frames, height, width).
+        condition: (batch, 20, frames, height, width).
         t: (batch,) in 0 ... 1.
     """
     text = x.new_zeros(len(x), 1, TEXT_DIM)
-    inputs = torch.cat([x, codes], dim=1)
+    inputs = torch.cat([x, condition], dim=1)
     clean = model(hidden_states=inputs, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
     return (x - clean) / _spread(t)
 
@@ -72,7 +76,7 @@ def loss(model: Any, clips: Clips, noise: Tensor, t: Tensor) -> Tensor:
     """Return the mean of (velocity(x_t, t) - (noise - x_0)) ** 2, where x_t = (1 - t) x_0 + t noise."""
     share = _spread(t)
     x = (1 - share) * clips.latents + share * noise
-    return (velocity(model, x, clips.codes, t) - (noise - clips.latents)).square().mean()
+    return (velocity(model, x, clips.condition, t) - (noise - clips.latents)).square().mean()
 
 
 def _spread(t: Tensor) -> Tensor:
@@ -92,11 +96,11 @@ def validation_loss(model: Any, clips: Clips, noise: Tensor) -> float:
 
 
 @torch.no_grad()
-def sample(model: Any, noise: Tensor, codes: Tensor, steps: int) -> Tensor:
+def sample(model: Any, noise: Tensor, condition: Tensor, steps: int) -> Tensor:
     """Return latents: Euler steps along the velocity from noise at t = 1 to LEAST_TIME, and from there one to data."""
     model.eval()
-    times = [*torch.linspace(1, LEAST_TIME, steps).tolist(), 0.0]
+    times = [*shifted(torch.linspace(1, 0, steps)).tolist(), 0.0]
     x = noise
     for t, following in pairwise(times):
-        x = x - (t - following) * velocity(model, x, codes, torch.full((len(x),), t, device=x.device))
+        x = x - (t - following) * velocity(model, x, condition, torch.full((len(x),), t, device=x.device))
     return x

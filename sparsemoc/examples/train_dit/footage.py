@@ -21,8 +21,10 @@ Tensor = Any
 
 #: Pixels along each side of a latent pixel, and its channels.
 SIDE, CHANNELS = 4, 48
-#: Channels that tell the model the scene of a frame: a fixed random code.
+#: Channels that tell the model the scene of a frame, a fixed random code, and the place in the frame, as waves.
 CODE = 8
+WAVES = (1, 2, 4)
+CONDITION = CODE + 4 * len(WAVES)
 #: Video frames from one latent frame to the next.
 EVERY = 2
 #: An edit shows three scenes, and then the first again.
@@ -55,17 +57,17 @@ class Clips:
 
     Attributes:
         latents: (batch, 48, frames, height, width) float32.
-        codes: (batch, 8, frames, height, width) float32, the scene of each frame.
+        condition: (batch, 20, frames, height, width) float32, the scene of each frame and the place in it.
         scenes: for each clip the numbers of its scenes, in order.
     """
 
     latents: Tensor
-    codes: Tensor
+    condition: Tensor
     scenes: tuple[tuple[int, ...], ...]
 
     def to(self, device: Any) -> Clips:
         """Return the batch on a device."""
-        return Clips(self.latents.to(device), self.codes.to(device), self.scenes)
+        return Clips(self.latents.to(device), self.condition.to(device), self.scenes)
 
 
 class Footage:
@@ -116,8 +118,22 @@ class Footage:
             pictures.append(torch.cat(shots))
             codes.append(self._codes[list(scenes)].repeat_interleave(self._settings.frames, dim=0))
         latents = encode(torch.stack(pictures))
-        code = torch.stack(codes).transpose(1, 2)[..., None, None].expand(-1, -1, -1, *latents.shape[-2:])
-        return Clips(latents, code.contiguous(), tuple(scenes for scenes, _ in edits))
+        size = latents.shape[2:]
+        scene = torch.stack(codes).transpose(1, 2)[..., None, None].expand(-1, -1, *size)
+        place = _places(*size[1:])[None, :, None].expand(len(edits), -1, *size)
+        return Clips(latents, torch.cat([scene, place], dim=1), tuple(scenes for scenes, _ in edits))
+
+
+def _places(height: int, width: int) -> Tensor:
+    """Return (12, height, width): sine and cosine waves along either side.
+
+    Rotary embeddings tell the model distances alone, and hundreds of steps do not suffice to learn places from them.
+    """
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    waves = [
+        function(torch.pi * wave * side) for wave in WAVES for side in (y, x) for function in (torch.sin, torch.cos)
+    ]
+    return torch.stack(waves)
 
 
 def _resized(frames: Tensor, height: int, width: int) -> Tensor:

@@ -83,8 +83,8 @@ def _draw_samples(trainers: Sequence[Trainer], path: Path) -> None:
         rows.append((name, decode(trainer.sample()[:1])[0].cpu().numpy()))
     settings = trainers[0].settings
     note = (
-        f"First and last frame of each shot. The models were told each shot's scene, and nothing else; the same noise, "
-        f"{settings.sample_steps} Euler steps. {settings.steps} training steps: blurred, and no more is claimed."
+        f"First and last frame of each shot. Told to the models: each shot's scene. Same noise, "
+        f"{settings.sample_steps} Euler steps. After {settings.steps} training steps; no claim of quality."
     )
     pictures.draw_samples(rows, held_out.scenes[0], note, path)
 
@@ -93,7 +93,7 @@ def _setup(trainer: Trainer) -> str:
     settings = trainer.settings
     return (
         f"WanTransformer3DModel of {settings.layers} layers, {_tokens(trainer)} tokens, 4 shots of real video; "
-        "same weights, batches and noises. A demonstration, no claim of quality."
+        "same weights, batches and noises. No claim of quality."
     )
 
 

@@ -28,7 +28,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 300
+    steps: int = 500
     batch: int = 1
     frames: int = 8
     height: int = 48

@@ -98,7 +98,7 @@ class Trainer:
 
     def sample(self) -> Any:
         """Return the latents of samples whose scenes are those of the held-out clips."""
-        return flow.sample(self.model, self.noise, self.held_out.codes, self.settings.sample_steps)
+        return flow.sample(self.model, self.noise, self.held_out.condition, self.settings.sample_steps)
 
     def routing(self) -> Monitor:
         """Return a monitor that saw the held-out clips at the fixed times, without dropout."""
@@ -137,7 +137,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.settings.seed * _SEED_STRIDE + step)
         clips = self._footage.training(generator)
         noise = torch.randn(clips.latents.shape, generator=generator)
-        t = flow.draw_times(len(noise), generator)
+        t = flow.shifted(torch.rand(len(noise), generator=generator))
         return clips.to(self.device), noise.to(self.device), t.to(self.device)
 
     def _begin(self, step: int, last: bool) -> None:
