@@ -31,7 +31,7 @@ def scripts() -> list[str]:
 def absent(script: str) -> list[str]:
     """Return the optional frameworks that a script imports and this environment lacks."""
     named = re.findall(r"^(?:import|from) (torch|jax|cupy|diffusers|transformers)\b", script, flags=re.MULTILINE)
-    return [name for name in named if importlib.util.find_spec(name) is None]
+    return sorted({name for name in named if importlib.util.find_spec(name) is None})
 
 
 def cases() -> list[object]:
