@@ -144,7 +144,7 @@ def _attend_open_backward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> t
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v, key_lengths, _, ctx.call = inputs
     out, lse, selected = output
-    ctx.save_for_backward(q, k, v, selected, key_lengths, out, lse)
+    ctx.save_for_backward(torch_ops.marker(ctx.call, q.device), q, k, v, selected, key_lengths, out, lse)
     ctx.mark_non_differentiable(selected)
     ctx.set_materialize_grads(False)
 

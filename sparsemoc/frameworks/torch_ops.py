@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -160,8 +161,17 @@ def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> No
     """Keep what the gradients of `attend` need."""
     q, k, v, selected, key_lengths, ctx.scale, ctx.run = inputs
     # The layout's tensors too: what is kept elsewhere, hooks that offload or recompute would never see.
-    ctx.save_for_backward(q, k, v, selected, key_lengths, *output)
+    ctx.save_for_backward(marker(ctx.run, q.device), q, k, v, selected, key_lengths, *output)
     ctx.set_materialize_grads(False)
+
+
+def marker(text: str, device: torch.device) -> Tensor:
+    """Return an empty tensor whose shape stands for a text.
+
+    Kept for the backward, it lets a checkpoint see that it computed anew by another spec than before: it compares
+    shapes. The selection of another plan may name chunks that this one does not have.
+    """
+    return torch.empty((crc32(text.encode()) % 2**20, 0), device=device)
 
 
 def gradients(operator: Callable[..., Any], ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
@@ -175,7 +185,7 @@ def needed(
     """Return dq, dk, dv where they are asked for, by an operator that takes what was saved, d_out, d_lse, the rest."""
     if d_out is None and d_lse is None:
         return None, None, None
-    *saved, out, lse = ctx.saved_tensors
+    _, *saved, out, lse = ctx.saved_tensors
     d_out = torch.zeros_like(out) if d_out is None else d_out
     grads = operator(*saved, out, lse, d_out, d_lse, *rest)
     return tuple(grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[:3], strict=True))

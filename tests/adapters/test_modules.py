@@ -153,6 +153,15 @@ class Kept:
         self.kept.append((name, layout))
 
 
+def test_a_checkpoint_refuses_to_compute_anew_by_another_spec() -> None:
+    layer = moc_torch.MoCAttention(16, 2, moc.RoutingSpec(chunks=moc.Chunks(size=16), top_k=1))
+    x = torch.randn(1, 64, 16)
+    loss = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).sum()
+    layer.spec = moc.RoutingSpec(chunks=moc.Chunks(size=4), top_k=1)  # routes of the same shape, to chunks beyond
+    with pytest.raises(torch.utils.checkpoint.CheckpointError, match="different metadata"):
+        loss.backward()
+
+
 def test_a_schedule_replaces_the_spec() -> None:
     layer, x = make(), draw(1, 31, DIM)
     layer.spec = replace(SPEC, top_k=0)
