@@ -228,8 +228,8 @@ def test_pictures_and_summary_are_written(trainers: dict[str, Any], tmp_path: Pa
     assert 1 > kept[0] > kept[1] > kept[2] > 0.25
 
 
-def test_the_running_mean_begins_as_a_mean() -> None:
-    np.testing.assert_allclose(pictures.smoothed([3.0, 1.0], kept=0.5), [3.0, (0.25 * 3 + 0.5) / 0.75])
+def test_the_running_mean_is_geometric_and_begins_as_a_mean() -> None:
+    np.testing.assert_allclose(pictures.smoothed([9.0, 1.0, 1.0], kept=0.5), [9.0, 9 ** (1 / 3), 9 ** (1 / 7)])
 
 
 def test_a_damaged_checkpoint_is_a_clear_error(trainers: dict[str, Any], tmp_path: Path) -> None:

@@ -23,16 +23,19 @@ _WIDTHS = {"dense": 6.0, "moc": 2.2}
 _INK, _FAINT, _BAND = "#1b1b1f", "#6b6b76", "#f3f3f6"
 _DPI = 100
 #: Share of the running mean that a step keeps.
-_KEPT = 0.9
+_KEPT = 0.95
 
 
-def smoothed(values: Sequence[float], kept: float = _KEPT) -> NDArray[np.float64]:
-    """Return the exponential running mean, weighted so that its beginning is a mean of what there is."""
+def smoothed(losses: Sequence[float], kept: float = _KEPT) -> NDArray[np.float64]:
+    """Return the exponential running geometric mean, weighted so that its beginning is a mean of what there is.
+
+    Geometric, since the time drawn for a step moves its loss by factors: single steps would lift a plain mean.
+    """
     found, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = kept * total + (1 - kept) * value, kept * weight + (1 - kept)
+    for loss in np.log(losses):
+        total, weight = kept * total + (1 - kept) * loss, kept * weight + (1 - kept)
         found.append(total / weight)
-    return np.array(found)
+    return np.exp(found)
 
 
 def stages(records: Records) -> list[tuple[int, int, int]]:
@@ -77,7 +80,7 @@ def draw_losses(runs: Mapping[str, Records], note: str, path: Path) -> None:
         _clean(each)
     figure.text(0.02, 0.955, _title(runs), size=19, color=_INK, va="center")
     figure.text(0.02, 0.905, note, size=11.5, color=_FAINT, va="center")
-    _save(figure, path)
+    _save(figure, path, colours=256)
 
 
 def _title(runs: Mapping[str, Records]) -> str:
@@ -108,7 +111,7 @@ def _label_ends(axes: Any, runs: Mapping[str, Records]) -> None:
     lines = require("matplotlib.lines", "matplotlib", "draw")
     keys = [
         lines.Line2D([], [], color=_INK, lw=2.4, marker="o", ms=4.5, label="held-out clips, fixed noise"),
-        lines.Line2D([], [], color=_INK, lw=1.6, ls="--", label="training, running mean"),
+        lines.Line2D([], [], color=_INK, lw=1.6, ls="--", label="training, running geometric mean"),
         lines.Line2D([], [], color=_INK, lw=0.7, alpha=0.4, label="training, each step"),
     ]
     axes.legend(handles=keys, loc="upper right", frameon=False, fontsize=11, labelcolor=_INK)
@@ -198,10 +201,11 @@ def _figure(width: float, height: float) -> Any:
     return figures.Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
 
 
-def _save(figure: Any, path: Path) -> None:
-    """Write a PNG of 256 colours: a third of true colour."""
+def _save(figure: Any, path: Path, colours: int | None = None) -> None:
+    """Write a PNG, of few colours where lines are drawn: a third of true colour."""
     image = require("PIL.Image", "Pillow", "write the pictures")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     with image.open(buffer) as opened:
-        opened.convert("RGB").quantize(256).save(path, optimize=True)
+        picture = opened.convert("RGB")
+    (picture if colours is None else picture.quantize(colours)).save(path, optimize=True)

@@ -20,8 +20,8 @@ from sparsemoc.examples.train_dit.trainer import Trainer
 
 HONEST = (
     "A demonstration that gradients, schedule, route dropout and monitor work together on real video. A few hundred "
-    "steps of a tiny model on four scenes say nothing of quality, and at this length attention is a small part of the "
-    "work: the time per step says nothing of long videos."
+    "steps of a tiny model on four scenes say nothing of quality, and the time per step is that of this length on this "
+    "machine alone."
 )
 
 
@@ -105,7 +105,7 @@ def _tokens(trainer: Trainer) -> int:
 def _device_name(device: Any) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
 
 
 def _print(summary: dict[str, Any], folder: Path, console: Console) -> None:
