@@ -17,6 +17,7 @@ from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.philox import drop_counts, philox, poisson_table
 from sparsemoc.spec.plan import Sample
 from sparsemoc.spec.sample_plan import SamplePlan
+from sparsemoc.spec.validate import check_numbers
 
 Floats = NDArray[Any]
 
@@ -204,6 +205,7 @@ def _rows(layout: Layout) -> Iterator[tuple[int, int, int, NDArray[np.int64]]]:
     """Yield (batch row, query row, head, key rows) of every query that sees a key, each key once."""
     for sample in layout.samples():
         plan, selected = sample.plan, layout.rows(sample)
+        check_numbers(selected, sample)
         for query in range(plan.q_tokens):
             anchors = plan.anchors(plan.q_start + query)
             for head in range(layout.heads):

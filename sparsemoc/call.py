@@ -164,6 +164,11 @@ def checked_scale(function: str, scale: Any, head_dim: int) -> float:
     """Return the factor on logits: as given, or head_dim ** -0.5."""
     if scale is None:
         return float(head_dim**-0.5)
+    if getattr(scale, "requires_grad", False):
+        raise SpecError(
+            f"{function}: scale must be a number that asks for no gradient, got a tensor that does. "
+            "Hint: multiply q by it instead."
+        )
     array = getattr(scale, "ndim", None) == 0 and not is_traced(scale)
     value = scale.item() if array else scale  # NumPy's scalars and 0-d arrays
     try:

@@ -18,8 +18,7 @@ def validate_sample(layout: Layout, sample: Sample) -> None:
     """Check the selection of one sample; raise LayoutError with the first place that breaks a rule."""
     selected = layout.rows(sample)
     plan = sample.plan
-    _refuse(selected >= plan.chunks, selected, sample, f"must hold chunk numbers < {plan.chunks}")
-    _refuse(selected < -1, selected, sample, "must hold chunk numbers, or -1 for none")
+    check_numbers(selected, sample)
     later, before = selected[..., 1:], selected[..., :-1]
     wrong = np.zeros(selected.shape, bool)
     wrong[..., 1:] = (later >= 0) & (later <= before)
@@ -32,6 +31,22 @@ def validate_sample(layout: Layout, sample: Sample) -> None:
     _refuse(over[..., None] & (selected >= 0), selected, sample, "must hold at most top_k (+ into_max) chunks")
     _refuse(~_candidates(selected, sample), selected, sample, "must hold candidates of its query only")
     _check_blocks(selected, sample)
+
+
+def check_numbers(selected: NDArray[np.int32], sample: Sample) -> None:
+    """Check that a selection names chunks that there are: what kernels on the host would read beyond.
+
+    Args:
+        selected: `Layout.rows` of the sample.
+        sample: its place and plan.
+
+    Raises:
+        LayoutError: a number beyond the chunks, or below -1.
+    """
+    chunks = sample.plan.chunks
+    if selected.size and (int(selected.max()) >= chunks or int(selected.min()) < -1):
+        _refuse(selected >= chunks, selected, sample, f"must hold chunk numbers < {chunks}")
+        _refuse(selected < -1, selected, sample, "must hold chunk numbers, or -1 for none")
 
 
 def _candidates(selected: NDArray[np.int32], sample: Sample) -> NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from sparsemoc.backends.numba.launch_routing import route_sample
 from sparsemoc.backends.numba.threads import workers
 from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result, empty_like, lse_dtype
 from sparsemoc.spec.layout import Layout
+from sparsemoc.spec.validate import check_numbers
 
 Floats = NDArray[Any]
 
@@ -110,6 +111,7 @@ class NumbaBackend:
         with workers() as threads:
             for sample in layout.samples():
                 queries = slice(sample.q_row, sample.q_row + sample.plan.q_tokens)
+                check_numbers(layout.rows(sample), sample)
                 attend_sample(
                     problem,
                     sample.plan,
@@ -142,6 +144,7 @@ class NumbaBackend:
         with workers() as threads:
             for sample in layout.samples():
                 queries = slice(sample.q_row, sample.q_row + sample.plan.q_tokens)
+                check_numbers(layout.rows(sample), sample)
                 backward_sample(
                     problem,
                     sample.plan,

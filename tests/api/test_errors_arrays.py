@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -177,3 +178,19 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
 def test_a_wrong_argument(name: str, calls: Any, text_of: Any) -> None:
     call, kind, text = CASES[name]
     assert text_of(kind, lambda: call(calls)) == text
+
+
+@pytest.mark.parametrize("number", [99, -2])
+def test_a_layout_of_chunks_that_are_not_there(backend: str, number: int) -> None:
+    """A stale layout must not make kernels read beyond the keys."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 24, 2, 4), np.float32)
+    spec = moc.RoutingSpec(chunks=moc.Chunks(size=6), top_k=1)
+    layout = moc.route(q, k, spec, backend=backend)
+    stale = replace(layout, selected=np.full_like(layout.selected, number))
+    rule = "must hold chunk numbers < 4" if number > 0 else "must hold chunk numbers, or -1 for none"
+    with pytest.raises(moc.LayoutError) as raised:
+        moc.attend(q, k, v, stale, backend=backend)
+    assert str(raised.value) == (
+        f"Layout: selected[0, 0, 0] {rule}, got [{number}]. 48 rows break this rule. "
+        "Hint: make layouts with sparsemoc.route."
+    )

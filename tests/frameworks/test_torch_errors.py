@@ -68,6 +68,11 @@ SEED = "route: seed must be a whole number or a 0-d integer array, got "
 
 #: A call; the exception; the text.
 CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
+    "a scale that is trained": (
+        lambda s: attention(s, scale=torch.tensor(0.3, requires_grad=True)), moc.SpecError,
+        "attention: scale must be a number that asks for no gradient, got a tensor that does. "
+        "Hint: multiply q by it instead.",
+    ),
     "two libraries": (
         lambda s: attention(s, k=s.numpy(s.qkv()[1])), moc.ShapeError,
         "attention: all arrays must come from one library, got `q` from torch, `k` from numpy, `v` from torch.",

@@ -40,6 +40,7 @@ def enable(
     video alone; HunyuanVideo (also 1.5) and Mochi video, then text; CogVideoX text, then video. Text padding becomes
     `key_lengths`. Cross-attention and token refiners stay as they are. Training, gradient checkpointing, adapters and
     torch.compile work as without it; route dropout is applied while the model trains, and draws from torch's generator.
+    A transformer that takes the place of another in the pipeline is dense: enable it anew.
     A model of video alone may be split over devices before, with ContextParallelConfig(ulysses_degree=...).
 
     Args:
