@@ -34,7 +34,7 @@ class Counter:
         self._trace = aot_autograd(fw_compiler=self._kept)
 
     def _kept(self, graph: Any, inputs: Any) -> Any:
-        from functorch.compile import make_boxed_func  # type: ignore[import-untyped]  # part of torch
+        from functorch.compile import make_boxed_func
 
         self.graphs.append(graph)
         return make_boxed_func(graph.forward)
