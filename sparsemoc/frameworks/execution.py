@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sparsemoc.backends import Backend, Problem, Randomness, Result, choose
@@ -51,6 +52,13 @@ class Execution:
                     f"got {describe(config)}."
                 )
         return cls(framework, chosen, shown, config)
+
+    @cached_property
+    def line(self) -> str:
+        """The execution as one line of text, see `portable`: what stands for it in graphs. Written once for a call."""
+        from sparsemoc.frameworks.portable import line_of  # here, since it builds executions
+
+        return line_of(self)
 
     def pool(self, k: Array, key_lengths: Array | None) -> Array:
         """Return the mean key of each chunk, see `Backend.pool`."""

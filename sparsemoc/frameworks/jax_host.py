@@ -15,7 +15,7 @@ from sparsemoc.backends import Randomness, Result
 from sparsemoc.frameworks import jax_exit
 from sparsemoc.frameworks import numpy as numpy_arrays
 from sparsemoc.frameworks.execution import Execution
-from sparsemoc.frameworks.portable import Static, line_of, static_of
+from sparsemoc.frameworks.portable import Static, static_of
 from sparsemoc.spec.layout import Layout
 
 Floats = NDArray[Any]
@@ -47,7 +47,7 @@ class HostCall:
 
 def text_of(method: str, run: Execution, scale: float, given: Sequence[bool]) -> str:
     """Return the text that names a call; equal calls have equal texts, in every process."""
-    return json.dumps([method, scale, list(given), line_of(run)])
+    return json.dumps([method, scale, list(given), run.line])
 
 
 @lru_cache(maxsize=1024)

@@ -17,7 +17,6 @@ from sparsemoc.backends import Randomness, Result
 from sparsemoc.frameworks import numpy as numpy_arrays
 from sparsemoc.frameworks import torch_ops, torch_transforms, torch_tree  # noqa: F401  it makes a tree of Layout
 from sparsemoc.frameworks.execution import Execution
-from sparsemoc.frameworks.portable import line_of
 from sparsemoc.spec.errors import ShapeError, UnsupportedError, describe
 from sparsemoc.spec.host import dtype_name, host
 from sparsemoc.spec.layout import Layout
@@ -141,7 +140,7 @@ def records(*arrays: torch.Tensor) -> bool:
 
 def pool(run: Execution, k: torch.Tensor, key_lengths: torch.Tensor | None) -> Any:
     """Return the mean key of each chunk."""
-    return torch_ops.pool(k.detach(), key_lengths, line_of(run))
+    return torch_ops.pool(k.detach(), key_lengths, run.line)
 
 
 def route(
@@ -152,7 +151,7 @@ def route(
     randomness: Randomness | None,
 ) -> Any:
     """Return `Layout.selected`."""
-    line, q, centroids = line_of(run), q.detach(), centroids.detach()
+    line, q, centroids = run.line, q.detach(), centroids.detach()
     if randomness is None:
         return torch_ops.route(q, centroids, key_lengths, None, 0, 0, line)
     seed = _seed_tensor(randomness.seed, q.device)
@@ -168,7 +167,7 @@ def _seed_tensor(value: Any, device: torch.device) -> torch.Tensor:
 
 def attend(run: Execution, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float) -> Result:
     """Return out and lse, both differentiable where autograd records."""
-    return Result(*torch_transforms.attend(q, k, v, layout.selected, layout.key_lengths, scale, line_of(run)))
+    return Result(*torch_transforms.attend(q, k, v, layout.selected, layout.key_lengths, scale, run.line))
 
 
 def backward(
@@ -184,6 +183,6 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return dq, dk, dv."""
     dq, dk, dv = torch_ops.attend_backward(
-        q, k, v, layout.selected, layout.key_lengths, *result, d_out, d_lse, scale, line_of(run)
+        q, k, v, layout.selected, layout.key_lengths, *result, d_out, d_lse, scale, run.line
     )
     return dq, dk, dv
