@@ -40,19 +40,23 @@ class Static:
 
     def execution(self, framework: Framework, like: Any) -> Execution:
         """Return the execution for arrays with the batch, the dtype and the device of `like`."""
-        problem = Problem(
-            plan=self.plan,
-            framework=framework.NAME,
-            device=framework.device(like).partition(":")[0],
-            dtype=framework.dtype(like),
-            batch=like.shape[0],
-            views=framework.views(like),
-            **self.rest,
-        ).shown_to(self.backend.capabilities)
+        problem = problem_like(framework, like, plan=self.plan, **self.rest).shown_to(self.backend.capabilities)
         config = self.config
         if isinstance(config, dict):
             config = type(self.backend.default_config(problem))(**config)
         return Execution(framework, self.backend, problem, config)
+
+
+def problem_like(framework: Framework, like: Any, **rest: Any) -> Problem:
+    """Return a problem with the batch, the dtype and the device of `like`, and with the rest of its fields."""
+    return Problem(
+        framework=framework.NAME,
+        device=framework.device(like).partition(":")[0],
+        dtype=framework.dtype(like),
+        batch=like.shape[0],
+        views=framework.views(like),
+        **rest,
+    )
 
 
 def line_of(run: Execution) -> str:

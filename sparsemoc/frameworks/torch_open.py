@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsemoc.backends import Options, Problem, Result
+from sparsemoc.backends import Options, Result
 from sparsemoc.frameworks import torch_ops, torch_transforms
 from sparsemoc.frameworks.execution import Execution
+from sparsemoc.frameworks.portable import problem_like
 from sparsemoc.frameworks.told import restored
 from sparsemoc.frameworks.traced import FUNCTIONS
 from sparsemoc.spec.layout import Layout
@@ -103,27 +104,22 @@ def attend_open_backward(
     layout = Layout(selected[..., : found.slots], found, lengths)
     scale = _arguments(call).get("scale")
     scale = float(q.shape[3] ** -0.5) if scale is None else float(scale)
-    grads = run.compute_backward(q, k, v, layout, scale, Result(out, lse), d_out, d_lse)
-    dq, dk, dv = (torch_ops.laid(grad, x) for grad, x in zip(grads, (q, k, v), strict=True))
-    return dq, dk, dv
+    return torch_ops.laid_gradients(run, q, k, v, layout, scale, Result(out, lse), d_out, d_lse)
 
 
 def _execution(q: Tensor, k: Tensor, v: Tensor, given: Mapping[str, Any]) -> Execution:
     """Return the execution of a call that has passed every check in its forward."""
     framework = torch_ops.torch_framework()
     wish = given.get("deterministic")
-    problem = Problem(
+    problem = problem_like(
+        framework,
+        q,
         plan=plan(given["spec"], tokens=k.shape[1], q_tokens=q.shape[1]),
-        framework=framework.NAME,
-        device=framework.device(q).partition(":")[0],
-        dtype=framework.dtype(q),
-        batch=q.shape[0],
         heads=q.shape[2],
         kv_heads=k.shape[2],
         head_dim=q.shape[3],
         v_head_dim=v.shape[3],
         backward=True,
-        views=framework.views(q),
         deterministic=framework.deterministic() if wish is None else wish,
         options=given.get("options") or Options(),
     )

@@ -95,7 +95,12 @@ def attend_backward(
     """Return dq, dk, dv of a selection."""
     whole = execution(run, q)
     layout = Layout(selected, whole.problem.plan, key_lengths)
-    grads = whole.compute_backward(q, k, v, layout, scale, Result(out, lse), d_out, d_lse)
+    return laid_gradients(whole, q, k, v, layout, scale, Result(out, lse), d_out, d_lse)
+
+
+def laid_gradients(run: Execution, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `run.compute_backward` gives of these arguments, in the strides that the fakes have."""
+    grads = run.compute_backward(q, k, v, *rest)
     dq, dk, dv = (laid(grad, x) for grad, x in zip(grads, (q, k, v), strict=True))
     return dq, dk, dv
 
@@ -132,15 +137,19 @@ def empty_result(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def empty_rows(like: Tensor, shape: Any) -> Tensor:
     """Return a new (batch, tokens, heads, dim) tensor whose heads or tokens lie together, as those of `like` do."""
-    order = (0, 2, 1, 3) if like.stride(2) > like.stride(1) else (0, 1, 2, 3)
-    return torch.empty_permuted(shape, order, dtype=like.dtype, device=like.device)
+    return torch.empty_permuted(shape, _order(like), dtype=like.dtype, device=like.device)
+
+
+def _order(like: Tensor) -> tuple[int, ...]:
+    """Return the order in which the axes of rows like these lie in memory; the same read backwards."""
+    return (0, 2, 1, 3) if like.stride(2) > like.stride(1) else (0, 1, 2, 3)
 
 
 def laid(array: Tensor, like: Tensor | None = None) -> Tensor:
     """Return a result in the strides that its fake has: compiled code reads it by those."""
     if like is None:
         return array.contiguous()
-    order = (0, 2, 1, 3) if like.stride(2) > like.stride(1) else (0, 1, 2, 3)
+    order = _order(like)
     return array.permute(order).contiguous().permute(order)
 
 

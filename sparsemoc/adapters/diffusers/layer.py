@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from sparsemoc import api
 from sparsemoc.adapters.diffusers import bridge
 from sparsemoc.adapters.diffusers.masks import key_lengths
 from sparsemoc.adapters.diffusers.streams import Shots
 from sparsemoc.adapters.diffusers.ulysses import Ulysses
+from sparsemoc.adapters.seeds import route_seed
 from sparsemoc.backends import Options
 from sparsemoc.spec.errors import ShapeError, SpecError, UnsupportedError
 from sparsemoc.spec.routing import RoutingSpec
@@ -92,11 +91,9 @@ class Layer:
                 f"{q.shape[1]} tokens. Hint: check `grid`, `text` and `order` of the Family."
             )
         lengths = key_lengths(self.name, stream, mask, checked=state.options.checked)
-        training = state.training and spec.dropout is not None
-        # Drawn on the device by torch's own generator, which checkpoints rewind: a recomputed pass takes equal routes.
-        seed = torch.randint(2**62, (), device=q.device) if training else None
+        seed = route_seed(spec, state.training, q.device)
         found = api.attention(
-            q, k, v, spec, stream=stream, key_lengths=lengths, scale=scale, training=training, seed=seed,
+            q, k, v, spec, stream=stream, key_lengths=lengths, scale=scale, training=seed is not None, seed=seed,
             backend=state.backend, options=state.options, head_start=head_start,
             return_layout=state.monitor is not None,
         )  # fmt: skip

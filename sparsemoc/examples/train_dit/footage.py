@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from sparsemoc.examples.train_dit.settings import Settings
-from sparsemoc.video.clips import sample_folder
+from sparsemoc.video.clips import Clip, sample_folder
 from sparsemoc.video.shots import read_frames
 
 Tensor = Any
@@ -33,21 +33,12 @@ SCENES_IN_EDIT, SHOTS = 3, 4
 VALIDATION_SEED = 20250828
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Frames of a sample file without a cut."""
-
-    label: str
-    file: str
-    start: int
-    frames: int
-
-
+#: Stretches without a cut.
 SCENES = (
-    Scene("rabbit", "bigbuckbunny.mp4", 0, 132),
-    Scene("driver", "carphone_pristine.mp4", 0, 120),
-    Scene("street", "bikes.mp4", 78, 57),
-    Scene("fence", "bikes.mp4", 140, 48),
+    Clip("rabbit", "bigbuckbunny.mp4", 0, 132),
+    Clip("driver", "carphone_pristine.mp4", 0, 120),
+    Clip("street", "bikes.mp4", 78, 57),
+    Clip("fence", "bikes.mp4", 140, 48),
 )
 
 
