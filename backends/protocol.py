@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from sparsemoc.spec.plan import Plan
 
 #: Arrays of `Problem.framework`, on one device.
 Array = Any
+
+#: What a backend executes: the names of its methods. Each has tunables of its own.
+Operation = Literal["pool", "route", "attend", "attend_backward"]
+OPERATIONS: tuple[Operation, ...] = ("pool", "route", "attend", "attend_backward")
 
 
 class Result(NamedTuple):
@@ -182,8 +186,8 @@ class Backend(Protocol):
     def default_config(self, problem: Problem) -> Any:
         """Return the config used where the caller gives none."""
 
-    def search_space(self, problem: Problem) -> Iterable[Any]:
-        """Return the configs worth trying, the default first."""
+    def search_space(self, problem: Problem, operation: Operation) -> Iterable[Any]:
+        """Return the configs worth trying for an operation, the default first; it alone where nothing is to tune."""
 
     def pool(self, problem: Problem, k: Array, key_lengths: Array | None, *, config: Any = None) -> Array:
         """Return the mean key of each chunk, float32 (batch, kv_heads, chunks, head_dim); 0 where it has no key.
@@ -223,6 +227,45 @@ class Backend(Protocol):
         config: Any = None,
     ) -> tuple[Array, Array, Array]:
         """Return dq, dk, dv from the merged result of the forward."""
+
+
+class Hardware(NamedTuple):
+    """What a problem runs on.
+
+    Attributes:
+        device: the model, as its maker names it.
+        architecture: what compilers call it, "sm_90", "znver4": tuned results of one device serve the others of it.
+        driver: version of the driver, "" where there is none.
+    """
+
+    device: str
+    architecture: str
+    driver: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a config is expected to cost, before it is tried.
+
+    Attributes:
+        seconds: the time of the operation by counted bytes and operations; only its order among configs matters.
+            None where nothing can be said.
+        reason: why the config cannot run, with the values, or None.
+    """
+
+    seconds: float | None = None
+    reason: str | None = None
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """What a backend may offer beside `Backend`, so that tuning prunes by its own cost model and shares by hardware."""
+
+    def hardware(self, problem: Problem) -> Hardware:
+        """Return what the problem runs on."""
+
+    def estimate(self, problem: Problem, operation: Operation, config: Any) -> Estimate:
+        """Return what a config would cost: shared memory, registers, occupancy, caches, counted bytes and FLOPs."""
 
 
 def lse_dtype(dtype: str) -> np.dtype[Any]:

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result, empty_like, lse_dtype
+from sparsemoc.backends.protocol import (
+    Capabilities,
+    Operation,
+    Problem,
+    Randomness,
+    Result,
+    empty_like,
+    lse_dtype,
+)
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.philox import drop_counts, philox, poisson_table
 from sparsemoc.spec.plan import Sample
@@ -56,7 +64,7 @@ class ReferenceBackend:
         """Return the config used where the caller gives none."""
         return ReferenceConfig()
 
-    def search_space(self, problem: Problem) -> list[ReferenceConfig]:
+    def search_space(self, problem: Problem, operation: Operation) -> list[ReferenceConfig]:
         """Return the configs worth trying."""
         return [ReferenceConfig()]
 

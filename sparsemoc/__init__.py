@@ -41,6 +41,7 @@ from sparsemoc.spec import first as first
 from sparsemoc.spec import load_spec as load_spec
 from sparsemoc.spec import plan as plan
 from sparsemoc.spec import window as window
+from sparsemoc.tuning.session import tune as tune
 
 #: Parts that load other libraries, and so are imported when first asked for.
 _PARTS = ("diffusers", "jax", "torch", "training", "transformers")

@@ -14,7 +14,15 @@ from sparsemoc.backends.numba.launch import attend_sample, packed_bytes, part, p
 from sparsemoc.backends.numba.launch_backward import backward_sample
 from sparsemoc.backends.numba.launch_routing import route_sample
 from sparsemoc.backends.numba.threads import workers
-from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result, empty_like, lse_dtype
+from sparsemoc.backends.protocol import (
+    Capabilities,
+    Operation,
+    Problem,
+    Randomness,
+    Result,
+    empty_like,
+    lse_dtype,
+)
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.validate import check_numbers
 
@@ -51,8 +59,10 @@ class NumbaBackend:
         """Return the config used where the caller gives none."""
         return NumbaConfig()
 
-    def search_space(self, problem: Problem) -> list[NumbaConfig]:
-        """Return the configs worth trying, the default first."""
+    def search_space(self, problem: Problem, operation: Operation) -> list[NumbaConfig]:
+        """Return the configs worth trying for an operation, the default first."""
+        if operation != "attend":
+            return [NumbaConfig()]
         return [NumbaConfig(), *(NumbaConfig(query_block=b, key_tile=t) for b in (1024, 4096) for t in (256, 512))]
 
     def pool(

@@ -10,7 +10,7 @@ from typing import Any
 
 import triton
 
-from sparsemoc.backends.protocol import Capabilities, Problem, Randomness, Result
+from sparsemoc.backends.protocol import Capabilities, Operation, Problem, Randomness, Result
 from sparsemoc.backends.triton import backward, forward, gpu, jax_calls, providers, routing
 from sparsemoc.backends.triton.config import TritonConfig, default_config
 from sparsemoc.backends.triton.device import DeviceTables, device_tables
@@ -65,7 +65,7 @@ class TritonBackend:
         dims = max(problem.head_dim, problem.v_head_dim)
         return default_config(dims, problem.dtype, gpu.capability(problem))
 
-    def search_space(self, problem: Problem) -> list[TritonConfig]:
+    def search_space(self, problem: Problem, operation: Operation) -> list[TritonConfig]:
         """Return the configs worth trying, the default first: tiles twice as large or half, more and fewer stages."""
         first = self.default_config(problem)
         changes: list[dict[str, Any]] = [

@@ -7,9 +7,12 @@ from functools import cached_property
 from typing import Any
 
 from sparsemoc.backends import Backend, Problem, Randomness, Result, choose
+from sparsemoc.backends.protocol import Operation
 from sparsemoc.frameworks import Framework
 from sparsemoc.spec.errors import SpecError, describe
 from sparsemoc.spec.layout import Layout
+from sparsemoc.tuning.session import config_for
+from sparsemoc.tuning.work import Work
 
 Array = Any
 
@@ -22,7 +25,7 @@ class Execution:
         framework: of the caller's arrays.
         backend: what computes.
         problem: as the backend is told of it; `problem.framework` is the library in which it gets the arrays.
-        config: the backend's tunables, None for its default.
+        config: the backend's tunables as the caller gave them; None for those that tuning knows, or the default.
     """
 
     framework: Framework
@@ -79,25 +82,20 @@ class Execution:
 
     def compute_pool(self, k: Array, key_lengths: Array | None) -> Array:
         """Return the mean key of each chunk, by the backend."""
-        centroids = self.backend.pool(self.problem, self._shown(k), self._shown(key_lengths), config=self.config)
-        return self.framework.own(centroids, k)
+        return self.framework.own(self._run("pool", self._shown(k), self._shown(key_lengths)), k)
 
     def compute_route(
         self, q: Array, centroids: Array, key_lengths: Array | None, randomness: Randomness | None
     ) -> Array:
         """Return `Layout.selected`, by the backend."""
         show = self._shown
-        selected = self.backend.route(
-            self.problem, show(q), show(centroids), show(key_lengths), randomness, config=self.config
-        )
+        selected = self._run("route", show(q), show(centroids), show(key_lengths), randomness)
         return self.framework.own(selected, q)
 
     def compute_forward(self, q: Array, k: Array, v: Array, layout: Layout, scale: float) -> Result:
         """Return out and lse, by the backend, without a record of gradients."""
         show = self._shown
-        result = self.backend.attend(
-            self.problem, show(q), show(k), show(v), self._shown_layout(layout), scale, config=self.config
-        )
+        result = self._run("attend", show(q), show(k), show(v), self._shown_layout(layout), scale)
         return Result(*(self.framework.own(array, q) for array in result))
 
     def compute_backward(
@@ -113,8 +111,8 @@ class Execution:
     ) -> tuple[Array, Array, Array]:
         """Return dq, dk, dv, by the backend."""
         show = self._shown
-        grads = self.backend.attend_backward(
-            self.problem,
+        grads = self._run(
+            "attend_backward",
             show(q),
             show(k),
             show(v),
@@ -123,10 +121,14 @@ class Execution:
             Result(*map(show, result)),
             show(d_out),
             show(d_lse),
-            config=self.config,
         )
         dq, dk, dv = (self.framework.own(grad, q) for grad in grads)
         return dq, dk, dv
+
+    def _run(self, operation: Operation, *arguments: Any) -> Any:
+        """Return what the backend gives, under the caller's config or the one that is known to be fastest."""
+        work = Work(self.backend, self.problem, operation, arguments)
+        return work.run(config_for(work, self.config))
 
     def _shown(self, array: Array) -> Array:
         return None if array is None else self.framework.show(array, self.problem.framework)

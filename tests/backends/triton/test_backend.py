@@ -166,7 +166,7 @@ def test_a_config_of_the_caller_is_taken_and_changes_no_value_much() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_the_search_space_starts_with_the_default(capability: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "capability", lambda problem: capability)
-    space = BACKEND.search_space(_problem("cpu"))
+    space = BACKEND.search_space(_problem("cpu"), "attend")
     assert space[0] == default_config(8, "float16", capability)
     assert len(set(space)) == len(space) > 3
 

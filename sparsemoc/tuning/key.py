@@ -1,0 +1,162 @@
+"""What identifies a tuned result: the environment that it was measured in, and the key of a problem in it.
+
+Lengths count by the next power of two, so that problems alike share a result. A deterministic problem is known without
+its batch and heads: its config, and so its rounding, must not depend on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparsemoc.backends import Backend, Problem
+from sparsemoc.backends.protocol import Hardware, Operation, Tunable
+from sparsemoc.spec.plan import Plan
+from sparsemoc.spec.routing import Block
+
+#: What of a backend's folder is its kernels.
+_SOURCES = (".py", ".cu", ".cuh", ".h")
+
+
+class Environment(NamedTuple):
+    """Where a result holds: it is worth nothing to another device, driver, version, or state of the kernels.
+
+    Attributes:
+        backend: its name.
+        versions: what `Backend.version` says.
+        device, architecture, driver: see `Hardware`.
+        sources: hash of the backend's source files.
+    """
+
+    backend: str
+    versions: str
+    device: str
+    architecture: str
+    driver: str
+    sources: str
+
+    @property
+    def digest(self) -> str:
+        """A name for it, 16 hexadecimal digits."""
+        return _digest(self._asdict())
+
+
+class Key(NamedTuple):
+    """Which problems share a result.
+
+    Attributes:
+        operation: method of the backend.
+        dtype, precision: of the arrays, and of float32 products.
+        head_dim, v_head_dim, group: exact; group is the number of query heads to a key head.
+        token_causal: whether no query sees a later key.
+        unit: tokens to a routing unit.
+        slots: routes to a query, at most.
+        chunk: keys of a chunk, on average; anchored: anchored keys of a query, on average; next powers of two.
+        q_tokens, k_tokens: of a sample on average, next powers of two.
+        rows: batch times heads, next power of two; 0 where the problem is deterministic.
+        anchors: engine of the anchored pairs that was asked for.
+        gradients: whether the call is part of one that computes gradients.
+    """
+
+    operation: str
+    dtype: str
+    precision: str
+    head_dim: int
+    v_head_dim: int
+    group: int
+    token_causal: bool
+    unit: int
+    slots: int
+    chunk: int
+    anchored: int
+    q_tokens: int
+    k_tokens: int
+    rows: int
+    anchors: str
+    gradients: bool
+
+    @property
+    def digest(self) -> str:
+        """A name for it, 16 hexadecimal digits."""
+        return _digest(self._asdict())
+
+
+def environment_of(backend: Backend, problem: Problem) -> Environment:
+    """Return the environment in which a backend runs a problem."""
+    hardware = backend.hardware(problem) if isinstance(backend, Tunable) else _host()
+    return _environment(backend, hardware)
+
+
+def key_of(problem: Problem, operation: Operation) -> Key:
+    """Return the key of an operation on a problem."""
+    plan, (chunk, anchored, q_tokens, k_tokens) = problem.plan, _lengths(problem.plan)
+    return Key(
+        operation,
+        problem.dtype,
+        problem.options.precision,
+        problem.head_dim,
+        problem.v_head_dim,
+        problem.group,
+        plan.spec.causal == "token",
+        plan.spec.unit.n if isinstance(plan.spec.unit, Block) else 1,
+        plan.slots,
+        chunk,
+        anchored,
+        q_tokens,
+        k_tokens,
+        0 if problem.deterministic else _bucket(problem.batch * problem.heads),
+        problem.options.anchors,
+        problem.backward,
+    )
+
+
+def _lengths(plan: Plan) -> tuple[int, int, int, int]:
+    """Return chunk, anchored, q_tokens and k_tokens of a key; kept on the plan, which calls share."""
+    kept: tuple[int, int, int, int] | None = plan.__dict__.get("_tuning_lengths")
+    if kept is None:
+        samples = plan.samples
+        keys, queries = plan.k_tokens, plan.q_tokens
+        anchored = sum(one.anchor_rectangles.pairs(one.reach, one.token_causal) for one in samples)
+        counts = keys / sum(one.chunks for one in samples), anchored / queries, queries / len(samples)
+        chunk, seen, mean = (_bucket(count) for count in counts)
+        kept = plan.__dict__["_tuning_lengths"] = chunk, seen, mean, _bucket(keys / len(samples))
+    return kept
+
+
+def _bucket(count: float) -> int:
+    """Return the next power of two, 0 for 0."""
+    return 1 << max(0, -int(-count // 1) - 1).bit_length() if count > 0 else 0
+
+
+@lru_cache(maxsize=64)
+def _environment(backend: Backend, hardware: Hardware) -> Environment:
+    return Environment(backend.name, backend.version(), *hardware, sources_of(backend))
+
+
+def sources_of(backend: Backend) -> str:
+    """Return the hash of a backend's source files: of its package, or of its module where it is a single file."""
+    module = sys.modules[type(backend).__module__]
+    found = hashlib.sha256()
+    if module.__file__ is not None:
+        file = Path(module.__file__)
+        package = sys.modules.get(module.__package__ or "")
+        # A file that stands among other backends is one by itself.
+        alone = package is None or package.__name__ in ("", "sparsemoc.backends")
+        files = [file] if alone else sorted(one for one in file.parent.rglob("*") if one.suffix in _SOURCES)
+        for one in files:
+            found.update(one.relative_to(file.parent).as_posix().encode() + b"\0" + one.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _host() -> Hardware:
+    """Return the hardware of a backend that does not tell: the machine's kind."""
+    return Hardware(platform.processor() or platform.machine(), platform.machine())
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
