@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,10 +86,17 @@ class Key(NamedTuple):
         return _digest(self._asdict())
 
 
+_ENVIRONMENTS: dict[tuple[int, Hardware], tuple[Backend, Environment]] = {}
+
+
 def environment_of(backend: Backend, problem: Problem) -> Environment:
     """Return the environment in which a backend runs a problem."""
-    hardware = backend.hardware(problem) if isinstance(backend, Tunable) else _host()
-    return _environment(backend, hardware)
+    hardware = backend.hardware(problem) if _tells(type(backend)) else _host()  # type: ignore[attr-defined]
+    place = id(backend), hardware
+    if place not in _ENVIRONMENTS:
+        found = Environment(backend.name, backend.version(), *hardware, sources_of(backend))
+        _ENVIRONMENTS[place] = backend, found  # the backend too, so that no other object takes its number
+    return _ENVIRONMENTS[place][1]
 
 
 def key_of(problem: Problem, operation: Operation) -> Key:
@@ -133,9 +140,10 @@ def _bucket(count: float) -> int:
     return 1 << max(0, -int(-count // 1) - 1).bit_length() if count > 0 else 0
 
 
-@lru_cache(maxsize=64)
-def _environment(backend: Backend, hardware: Hardware) -> Environment:
-    return Environment(backend.name, backend.version(), *hardware, sources_of(backend))
+@cache
+def _tells(kind: type) -> bool:
+    """Return whether backends of a class are Tunable: asked once, for it takes longer than all the rest."""
+    return issubclass(kind, Tunable)
 
 
 def sources_of(backend: Backend) -> str:
@@ -153,6 +161,7 @@ def sources_of(backend: Backend) -> str:
     return found.hexdigest()[:16]
 
 
+@cache
 def _host() -> Hardware:
     """Return the hardware of a backend that does not tell: the machine's kind."""
     return Hardware(platform.processor() or platform.machine(), platform.machine())
