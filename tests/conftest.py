@@ -1,10 +1,13 @@
-"""The choice of backends (`--backends`), the Hypothesis profiles, and a header that says what is tested."""
+"""The choice of backends (`--backends`), the Hypothesis profiles, a cache of tuned results for the tests alone, and a
+header that says what is tested."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import os
+import tempfile
+from collections.abc import Iterator
 
 import hypothesis
 import numpy as np
@@ -69,6 +72,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "backend", [name for name in names if "numpy" in get_backend(name).capabilities.frameworks]
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache() -> Iterator[None]:
+    """Keep what was tuned on this machine out of the tests and of the processes that they start."""
+    with tempfile.TemporaryDirectory(prefix="sparsemoc-cache-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEMOC_CACHE_DIR", folder)
+        yield
 
 
 @pytest.fixture

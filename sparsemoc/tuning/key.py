@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ _ENVIRONMENTS: dict[tuple[int, Hardware], tuple[Backend, Environment]] = {}
 
 def environment_of(backend: Backend, problem: Problem) -> Environment:
     """Return the environment in which a backend runs a problem."""
-    hardware = backend.hardware(problem) if _tells(type(backend)) else _host()  # type: ignore[attr-defined]
+    hardware: Hardware = backend.hardware(problem) if _tells(type(backend)) else _host()  # type: ignore[attr-defined]
     place = id(backend), hardware
     if place not in _ENVIRONMENTS:
         found = Environment(backend.name, backend.version(), *hardware, sources_of(backend))
@@ -147,18 +148,31 @@ def _tells(kind: type) -> bool:
 
 
 def sources_of(backend: Backend) -> str:
-    """Return the hash of a backend's source files: of its package, or of its module where it is a single file."""
-    module = sys.modules[type(backend).__module__]
+    """Return the hash of a backend's source files: of the package of its class, or of the module if that stands alone.
+
+    The classes that it derives from count too. What has no files, as a class of a notebook, adds nothing.
+    """
     found = hashlib.sha256()
-    if module.__file__ is not None:
-        file = Path(module.__file__)
-        package = sys.modules.get(module.__package__ or "")
-        # A file that stands among other backends is one by itself.
-        alone = package is None or package.__name__ in ("", "sparsemoc.backends")
-        files = [file] if alone else sorted(one for one in file.parent.rglob("*") if one.suffix in _SOURCES)
-        for one in files:
-            found.update(one.relative_to(file.parent).as_posix().encode() + b"\0" + one.read_bytes())
+    for name in dict.fromkeys(kind.__module__ for kind in type(backend).__mro__):
+        for shown, file in _files_of(name):
+            # A package in an archive has names of files and no files.
+            with suppress(OSError):
+                found.update(shown.encode() + b"\0" + file.read_bytes())
     return found.hexdigest()[:16]
+
+
+def _files_of(name: str) -> list[tuple[str, Path]]:
+    """Return the source files that belong to a module, each with the name that it has there."""
+    module = sys.modules.get(name)
+    place = getattr(module, "__file__", None)
+    if place is None:
+        return []
+    file, package = Path(place), sys.modules.get(getattr(module, "__package__", None) or "")
+    # A file that stands among other backends is one by itself.
+    if package is None or package.__name__ in ("", "sparsemoc.backends"):
+        return [(file.name, file)]
+    files = sorted(one for one in file.parent.rglob("*") if one.suffix in _SOURCES)
+    return [(one.relative_to(file.parent).as_posix(), one) for one in files]
 
 
 @cache

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import datetime
 from typing import Any
 
 from sparsemoc.backends import Backend, Problem
+from sparsemoc.spec.errors import describe
 
 #: Of the JSON.
 VERSION = 1
@@ -62,14 +65,13 @@ class Outcome:
         """Return the outcome of `to_dict`.
 
         Raises:
-            ValueError: a field is absent, unknown, or of the wrong kind.
+            ValueError: a field is absent, unknown, of the wrong kind, or no time.
         """
         found = _checked(cls, values)
-        if not isinstance(found["trials"], list):
-            raise ValueError(f"trials must be a list, got {found['trials']!r}")
         for name in ("seconds", "default_seconds"):
-            if not found[name] > 0:
-                raise ValueError(f"{name} must be positive, got {found[name]!r}")
+            if not 0 < found[name] < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {describe(found[name])}")
+        checked_time(found["time"])
         trials = tuple(Trial(**_checked(Trial, trial)) for trial in found["trials"])
         return cls(**found | {"trials": trials})
 
@@ -82,15 +84,25 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
+def checked_time(time: str) -> datetime:
+    """Return the time of a result, or raise ValueError: it must be ISO 8601 and name its zone, to be compared."""
+    found = datetime.fromisoformat(time)
+    if found.tzinfo is None:
+        raise ValueError(f"time must name its zone, got {time!r}")
+    return found
+
+
 def _checked(cls: type[Any], values: Any) -> dict[str, Any]:
     """Return the fields of a class if they are all there, each of its kind, and no other."""
     names = {field.name for field in fields(cls)}
     if not isinstance(values, dict) or set(values) != names:
-        raise ValueError(f"{cls.__name__} must hold {sorted(names)}, got {values!r:.200}")
+        raise ValueError(f"{cls.__name__} must hold {sorted(names)}, got {describe(values)}")
     for name, value in values.items():
         kinds = (*_KINDS[name], type(None)) if cls is Trial and name == "seconds" else _KINDS[name]
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(f"{cls.__name__}: {name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+            raise ValueError(
+                f"{cls.__name__}: {name} must be {' or '.join(k.__name__ for k in kinds)}, got {describe(value)}"
+            )
     return dict(values)
 
 

@@ -5,6 +5,7 @@ Nothing here measures. What is found is kept in memory: a process that has used 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from sparsemoc.backends import Backend, Problem
@@ -63,6 +64,8 @@ def forget() -> None:
 def _looked_up(
     backend: Backend, problem: Problem, operation: Operation, environment: Environment, key: Key
 ) -> Resolved:
+    # It serves calls under other limits too.
+    problem = replace(problem, options=replace(problem.options, max_workspace=None))
     cached = Store().load(environment, key)
     found: list[tuple[dict[str, Any], Source]] = [] if cached is None else [(cached.config, "cache")]
     found += [(values, "shipped") for values in shipped.load(environment.architecture, environment.backend, key)]
