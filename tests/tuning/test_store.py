@@ -65,7 +65,7 @@ def test_any_other_environment_is_a_miss(store: Store, field: str) -> None:
 def test_any_other_key_is_a_miss(store: Store, field: str) -> None:
     store.save(*entry())
     value = getattr(KEY, field)
-    another = value + "x" if isinstance(value, str) else type(value)(not value)
+    another: Any = value + "x" if isinstance(value, str) else type(value)(not value)
     assert store.load(ENVIRONMENT, KEY._replace(**{field: another})) is None
 
 
