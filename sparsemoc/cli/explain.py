@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from sparsemoc.cli import speed
 from sparsemoc.cli.errors import check_heads
 from sparsemoc.cli.summary import amount, chunk_sizes, counted
 from sparsemoc.spec.anchors import First, Window
@@ -36,6 +37,26 @@ class Candidates:
     routed_pairs: float
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a spec is expected to keep.
+
+    Attributes:
+        candidates: of its routing queries, in one head.
+        anchored, pairs, full: anchored pairs, those and the routed ones, and all pairs, of all heads.
+    """
+
+    candidates: Candidates
+    anchored: int
+    pairs: float
+    full: int
+
+    @property
+    def density(self) -> float:
+        """The share of all pairs."""
+        return self.pairs / self.full
+
+
 @click.command("explain", short_help="Print what a routing spec costs.")
 @click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
 @click.option("--tokens", type=click.IntRange(1), metavar="N", help="Length of the stream, for a spec without one.")
@@ -43,19 +64,27 @@ class Candidates:
 @click.option(
     "--head-dim", type=click.IntRange(1), default=128, show_default=True, metavar="D", help="Channels of a head."
 )
-def command(spec_file: Path, tokens: int | None, heads: int, head_dim: int) -> None:
-    """Print chunks, candidates, expected density, FLOPs and memory of a routing spec (.toml or .json)."""
+@click.option("--backend", metavar="NAME", help="Backend of the speed; by default all that can run and were measured.")
+@click.option("--dtype", metavar="NAME", help="Dtype of the speed.  [default: float32, on a GPU bfloat16]")
+def command(
+    spec_file: Path, tokens: int | None, heads: int, head_dim: int, backend: str | None, dtype: str | None
+) -> None:
+    """Print chunks, candidates, expected density, FLOPs, memory and speed of a routing spec (.toml or .json)."""
     spec = load_spec(spec_file)
     if spec.stream is None and tokens is None:
         raise SpecError("explain: --tokens must be given, for the spec has no stream. Hint: --tokens 16384.")
     check_heads("explain", spec, heads)
     made = plan(spec, tokens=tokens)
+    found = _expected(made.samples[0], spec.top_k_of(heads))
+    asked = speed.Asked(made, heads, head_dim, found.density, backend, dtype)
+    tables = _what(spec, made), _costs(made, found, heads, head_dim), _speed(asked)
     console = Console()
-    for table in (_what(spec, made), _costs(spec, made, heads, head_dim)):  # both made before either is printed
+    for table in tables:  # all made before one is printed
         console.print(table)
     console.print(
         "Expected: every route adds a chunk of mean length that holds as few anchored keys as the others. "
-        "Memory: two bytes to an element, as many key heads as query heads, no gradients.",
+        "Memory: two bytes to an element, as many key heads as query heads, no gradients. "
+        "Speed: one forward with its routing.",
         style="dim",
     )
 
@@ -84,21 +113,23 @@ def _anchor(anchor: str | First | Window) -> str:
     return anchor
 
 
-def _costs(spec: RoutingSpec, made: Plan, heads: int, head_dim: int) -> Table:
-    sample = made.samples[0]
-    lengths = sample.chunk_lengths
-    found = candidates(sample, spec.top_k_of(heads))
+def _expected(sample: SamplePlan, top_k: tuple[int, ...]) -> Expected:
+    heads, found = len(top_k), candidates(sample, top_k)
     anchored = heads * sample.anchor_rectangles.pairs(sample.reach, sample.token_causal)
-    pairs = anchored + found.routed_pairs
-    full = heads * sample.q_tokens * sample.k_tokens
+    return Expected(found, anchored, anchored + found.routed_pairs, heads * sample.q_tokens * sample.k_tokens)
+
+
+def _costs(made: Plan, expected: Expected, heads: int, head_dim: int) -> Table:
+    sample, found = made.samples[0], expected.candidates
+    lengths, full = sample.chunk_lengths, expected.full
     table = _table("Costs")
     table.add_row("counted for", f"{counted(heads, 'head')} x {counted(head_dim, 'channel')}, one sample")
     spread = chunk_sizes(len(lengths), int(lengths.min()), int(lengths.max()))
     table.add_row("chunks", f"{spread}, median {float(np.median(lengths)):,.10g}")
     table.add_row("candidates of a query", f"{found.fewest:,} to {found.most:,} chunks, mean {found.mean:,.1f}")
-    table.add_row("anchors", f"{anchored / full:.2%} of all pairs")
-    table.add_row("expected density", f"{pairs / full:.2%} of all pairs")
-    flops, dense = 4 * pairs * head_dim, 4 * full * head_dim
+    table.add_row("anchors", f"{expected.anchored / full:.2%} of all pairs")
+    table.add_row("expected density", f"{expected.density:.2%} of all pairs")
+    flops, dense = 4 * expected.pairs * head_dim, 4 * full * head_dim
     routing = 2 * heads * head_dim * len(sample.unit_lo) * found.mean
     table.add_row(
         "expected FLOPs",
@@ -111,6 +142,13 @@ def _costs(spec: RoutingSpec, made: Plan, heads: int, head_dim: int) -> Table:
     table.add_row("memory: q, k, v, out", amount(inputs, "B"))
     table.add_row("memory: routing", f"{amount(routes, 'B')} selection + {amount(pooled, 'B')} centroids")
     table.add_row("memory: not needed", f"{amount(4 * full, 'B')} of dense logits in float32")
+    return table
+
+
+def _speed(asked: speed.Asked) -> Table:
+    table = _table("Speed")
+    for row in speed.rows(asked):
+        table.add_row(*row)
     return table
 
 

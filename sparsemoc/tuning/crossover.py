@@ -116,19 +116,25 @@ class Crossover:
         """Return whether something can be said: no farther beyond what was measured than a factor of 2."""
         return _near(tokens, self.lengths[0], self.lengths[-1]) and _near(density, *self.densities)
 
-    def speedup(self, tokens: float, density: float) -> float | None:
-        """Return how many times as fast as dense attention a forward is expected to be; None where it is unknown."""
-        return 1 / self._share(tokens, density) if self.knows(tokens, density) else None
+    def speedup(self, tokens: float, density: float, dense_pairs: float = 1.0) -> float | None:
+        """Return how many times as fast as dense attention a forward is expected to be; None where it is unknown.
 
-    def length(self, density: float) -> int | None:
+        Args:
+            tokens, density: of the call.
+            dense_pairs: share of all pairs that dense attention computes, taken to be that share of its time: a half
+                where no query sees a later key.
+        """
+        return dense_pairs / self._share(tokens, density) if self.knows(tokens, density) else None
+
+    def length(self, density: float, dense_pairs: float = 1.0) -> int | None:
         """Return the measured or interpolated length from which a density is faster than dense attention, and stays so.
 
         None where it is never so at the measured lengths, or the density is unknown. The shortest measured length
-        says that it is faster at all of them.
+        says that it is faster at all of them. Arguments as for `speedup`.
         """
         if not _near(density, *self.densities):
             return None
-        shares = [line.at(density) for line in self._lines]
+        shares = [line.at(density) / dense_pairs for line in self._lines]
         slower = [index for index, share in enumerate(shares) if share >= 1]
         if not slower:
             return self.lengths[0]
@@ -139,19 +145,19 @@ class Crossover:
         way = math.log(shares[last]) / (math.log(shares[last]) - math.log(shares[last + 1]))
         return min(math.floor(math.exp(low + way * (high - low))) + 1, self.lengths[last + 1])
 
-    def density(self, tokens: float) -> float | None:
+    def density(self, tokens: float, dense_pairs: float = 1.0) -> float | None:
         """Return the largest measured or interpolated density that is faster than dense attention at a length.
 
-        None where even the least measured one is not, or the length is unknown.
+        None where even the least measured one is not, or the length is unknown. Arguments as for `speedup`.
         """
         low, high = self.densities
-        if not _near(tokens, self.lengths[0], self.lengths[-1]) or self._share(tokens, low) >= 1:
+        if not _near(tokens, self.lengths[0], self.lengths[-1]) or self._share(tokens, low) >= dense_pairs:
             return None
-        if self._share(tokens, high) < 1:
+        if self._share(tokens, high) < dense_pairs:
             return high
         for _ in range(_HALVINGS):  # the share only grows with the density
             middle = (low + high) / 2
-            low, high = (middle, high) if self._share(tokens, middle) < 1 else (low, middle)
+            low, high = (middle, high) if self._share(tokens, middle) < dense_pairs else (low, middle)
         return low
 
     def _share(self, tokens: float, density: float) -> float:

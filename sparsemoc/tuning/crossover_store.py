@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsemoc.spec.errors import SpecError, describe
 from sparsemoc.tuning import shipped
@@ -17,6 +17,9 @@ from sparsemoc.tuning.crossover import Crossover
 from sparsemoc.tuning.files import read_json, reason_of, write_whole
 from sparsemoc.tuning.key import Environment
 from sparsemoc.tuning.store import cache_folder
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 #: Of the files.
 VERSION = 1
@@ -33,9 +36,17 @@ def load(environment: Environment) -> tuple[Crossover, ...]:
     return _sorted([*own, *(one for one in shipped if (one.dtype, one.head_dim) not in known)])
 
 
+def measured(backend: str) -> bool:
+    """Return whether a backend was measured at all, on whatever hardware: asked before it is loaded."""
+    _, name = shipped.place("", backend)
+    if any((folder / f"{name}.crossover.json").is_file() for folder in _folders(shipped.data_folder())):
+        return True
+    return any(_backend_of(path) == backend for path in _folder().glob("*.json"))
+
+
 def place(environment: Environment) -> Path:
     """Return the user's file of an environment."""
-    return Path(cache_folder()) / "crossover" / f"{environment.digest}.json"
+    return _folder() / f"{environment.digest}.json"
 
 
 def save(environment: Environment, crossover: Crossover) -> str | None:
@@ -76,6 +87,23 @@ def ship(crossover: Crossover, folder: Path) -> Path:
         ) from None
     write_whole(path, _text(names, _merged(held, crossover)))
     return path
+
+
+def _folder() -> Path:
+    return Path(cache_folder()) / "crossover"
+
+
+def _folders(data: Traversable) -> Iterable[Traversable]:
+    return [one for one in data.iterdir() if one.is_dir()] if data.is_dir() else []
+
+
+def _backend_of(path: Path) -> str | None:
+    """Return the backend that a file of the user is about, None for one that is damaged."""
+    try:
+        found = read_json(path)["environment"]["backend"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return str(found)
 
 
 def _own(environment: Environment) -> tuple[Crossover, ...]:

@@ -213,3 +213,25 @@ def test_a_cache_that_cannot_be_written_gives_the_reason(cache: Path) -> None:
     reason = crossover_store.save(HERE, made())
     assert reason == f"{crossover_store.place(HERE)} cannot be written: {os.strerror(20)}"
     assert crossover_store.load(HERE) == ()
+
+
+def test_a_backend_is_known_to_be_measured_before_it_is_loaded(cache: Path, tmp_path: Path) -> None:
+    assert not crossover_store.measured("numba")
+    crossover_store.save(HERE, made())
+    assert crossover_store.measured("numba")
+    assert not crossover_store.measured("triton")
+    crossover_store.ship(made(backend="triton", architecture="sm_90"), tmp_path / "data")
+    assert crossover_store.measured("triton")
+    for path in (cache / "crossover").iterdir():
+        path.write_text("[1]")
+    assert not crossover_store.measured("numba")
+
+
+def test_dense_attention_that_computes_half_the_pairs_is_twice_as_fast() -> None:
+    found = made()
+    assert found.speedup(1024, 0.1, 0.5) == pytest.approx(0.5 / f(1024, 0.1))
+    length, density = found.length(0.1, 0.5), found.density(1024, 0.5)
+    assert length is not None
+    assert density is not None
+    assert found.speedup(length, 0.1, 0.5) > 1 >= found.speedup(length - 1, 0.1, 0.5)  # type: ignore[operator]
+    assert found.speedup(1024, density, 0.5) == pytest.approx(1)
