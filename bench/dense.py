@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
-from bench.cases import Floats, Inputs
+from bench.inputs import Inputs
 
 #: Why there is no baseline, or None.
 ABSENT = None if importlib.util.find_spec("torch") else "torch is not installed: no comparison with dense attention"
@@ -20,10 +19,7 @@ class Dense:
 
         torch.set_num_threads(threads)
         self._torch = torch
-        self._q, self._k, self._v, self._d_out = (self._tensor(x) for x in (inputs.q, inputs.k, inputs.v, inputs.d_out))
-
-    def _tensor(self, array: Floats) -> Any:
-        return self._torch.from_numpy(array).transpose(1, 2).contiguous()
+        self._q, self._k, self._v, self._d_out = (x.transpose(1, 2).contiguous() for x in inputs.tensors())
 
     def forward(self) -> object:
         """Compute out, without a graph for gradients."""

@@ -42,7 +42,7 @@ FIELDS = (
 def cases(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """bench is no part of the package: it is imported from the root of the checkout."""
     monkeypatch.syspath_prepend(ROOT)
-    return import_module("bench.cases")
+    return import_module("bench.cpu.cases")
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,13 @@ def test_a_wrong_result_is_refused(cases: ModuleType) -> None:
     case = cases.CASES["short"].shrunk(256, 1)
     given = cases.inputs(case)
     out, layout = moc.attention(given.q, given.k, given.v, case.spec(), return_layout=True)
-    refcheck.check(case, given, layout, {"out": out}, rows=8)
+    asked = refcheck.Question(case.name, case.spec(), given)
+    refcheck.check(asked, layout.selected, {"out": out}, rows=8)
     with pytest.raises(refcheck.RefcheckError, match="out is off by"):
-        refcheck.check(case, given, layout, {"out": out * 1.001}, rows=8)
+        refcheck.check(asked, layout.selected, {"out": out * 1.001}, rows=8)
     worse = moc.route(-given.q, given.k, case.spec())
     with pytest.raises(refcheck.RefcheckError, match="lower score"):
-        refcheck.check(case, given, worse, {"out": out}, rows=8)
+        refcheck.check(asked, worse.selected, {"out": out}, rows=8)
 
 
 def test_an_absent_backend_is_an_error() -> None:
@@ -123,7 +124,7 @@ def test_an_absent_backend_is_an_error() -> None:
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bench.run", *arguments],
+        [sys.executable, "-m", "bench.cpu", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

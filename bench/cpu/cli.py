@@ -1,4 +1,4 @@
-"""Measure the cases: `python -m bench.run`, from the root of the checkout. See bench/README.md."""
+"""The command: measure the cases, print a table, append the records, judge."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import dense, machine, measure, table
-from bench.cases import CASES, Case
+from bench import dense, machine
+from bench.cpu import measure, table
+from bench.cpu.cases import CASES, Case
 from bench.refcheck import RefcheckError
-from bench.sweep import configs
 from sparsemoc.backends import get_backend
 from sparsemoc.spec.errors import SparsemocError
 
@@ -27,7 +27,7 @@ TABLE_WIDTH = 120
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.run", description="Time the cases beside dense attention.")
+    made = argparse.ArgumentParser(prog="python -m bench.cpu", description="Time the cases beside dense attention.")
     made.add_argument("--case", nargs="+", choices=tuple(CASES), default=list(CASES), metavar="NAME", dest="cases",
                       help=f"cases to run, of {', '.join(CASES)} (default: all)")  # fmt: skip
     made.add_argument("--backend", default="numba", help="backend to time (default: %(default)s)")
@@ -36,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
                       "(default: bench/results/<machine>/<date>.jsonl)")  # fmt: skip
     made.add_argument("--quick", action="store_true", help="tiny sizes, two rounds, nothing judged; "
                       "written only where --out says so")  # fmt: skip
-    made.add_argument("--sweep", action="store_true", help="time every config of the backend instead")
     return made
 
 
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records, wrong = [], 0
     for case in cases:
         try:
-            for record in configs(case, setting) if asked.sweep else _modes(case, setting):
+            for record in _modes(case, setting):
                 records.append(record | {"quick": asked.quick})
                 console.print(table.line(record), highlight=False, soft_wrap=True)
                 if out is not None:
@@ -91,7 +90,3 @@ def _append(path: Path, record: measure.Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lines:
         lines.write(json.dumps(record) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

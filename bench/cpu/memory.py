@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import sparsemoc as moc
-from bench.cases import Case, Required, normal
+from bench.cpu.cases import Case, Required, normal
 from bench.machine import ROOT
 
 #: Stream of the call before the baseline: it imports the backend and loads its kernels.
@@ -32,7 +32,7 @@ def _status(field: str) -> int:
 def in_fresh_process(case: Case, backend: str) -> dict[str, int]:
     """Return bytes: "arrays" (q, k, v, out), "baseline" before them, "peak" of the process, "above_baseline"."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.memory", backend],
+        [sys.executable, "-m", "bench.cpu.memory", backend],
         input=json.dumps(dataclasses.asdict(dataclasses.replace(case, sizes=()))),
         cwd=ROOT,
         capture_output=True,

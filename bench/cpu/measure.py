@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import sparsemoc as moc
-from bench import dense, machine, memory, refcheck
-from bench.cases import Case, Inputs, inputs
+from bench import configs, dense, machine, refcheck, refkeys
+from bench.cpu import memory, small
+from bench.cpu.cases import Case, inputs
+from bench.inputs import Inputs
 from bench.timing import Times, interleaved
 from sparsemoc.backends import Problem, get_backend
 from sparsemoc.backends.numba.threads import thread_count
@@ -24,11 +26,10 @@ LONG_ROWS = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run: the backend and its config, None for its default, and the number of rounds."""
+    """What is run: the backend, and the number of rounds."""
 
     backend: str
     rounds: int
-    config: Any = None
 
     @property
     def threads(self) -> int:
@@ -36,8 +37,8 @@ class Setting:
         return thread_count()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-        """Call a public function with this backend and config."""
-        return function(*arguments, backend=self.backend, config=self.config, **more)
+        """Call a public function with this backend."""
+        return function(*arguments, backend=self.backend, **more)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,9 @@ def checked(case: Case, setting: Setting, rows: int = refcheck.ROWS) -> Ready:
     """Make the arrays of a case, call attention once, and check what it gives."""
     given, spec = inputs(case), case.spec()
     out, lse, layout = setting.call(moc.attention, given.q, given.k, given.v, spec, return_lse=True, return_layout=True)
-    return Ready(case, given, layout, refcheck.check(case, given, layout, {"out": out, "lse": lse}, rows))
+    asked = refcheck.Question(case.name, spec, given)
+    errors = refcheck.check(asked, layout.selected, {"out": out, "lse": lse}, rows=rows)
+    return Ready(case, given, layout, errors)
 
 
 def forward(case: Case, setting: Setting) -> Record:
@@ -95,10 +98,11 @@ def gradients(case: Case, setting: Setting) -> Record:
     def ours() -> Any:
         return setting.call(moc.attention_grads, given.q, given.k, given.v, spec, given.d_out)
 
-    grads = ours()
-    ready.errors["dq"] = refcheck.check(case, given, ready.layout, {"dq": grads[0]})["dq"]
-    ready.errors["identities"] = refcheck.check_identities(case, given, grads)
-    ready.errors["small_copy"] = refcheck.check_gradients(case, setting.backend, setting.config)
+    grads = dict(zip(("dq", "dk", "dv"), ours(), strict=True))
+    asked = refcheck.Question(case.name, spec, given)
+    ready.errors["dq"] = refcheck.check(asked, ready.layout.selected, {"dq": grads["dq"]})["dq"]
+    ready.errors["identities"] = refkeys.check_identities(asked, grads)
+    ready.errors["small_copy"] = small.check_gradients(case, setting.backend)
     times = interleaved({"ours": ours, **dense.beside(given, setting.threads, "gradients")}, setting.rounds)
     found = _compared(times, ready, case.required.gradients)
     checks = [found.pop("check")]
@@ -190,9 +194,8 @@ def problem_of(case: Case, layout: moc.Layout, mode: str) -> Problem:
 def record(mode: str, ready: Ready, setting: Setting, times: Times, flops: int) -> Record:
     """Return the fields that every record has."""
     case, layout = ready.case, ready.layout
-    config = setting.config
-    if config is None:
-        config = get_backend(setting.backend).default_config(problem_of(case, layout, mode))
+    problem = problem_of(case, layout, mode)
+    config, _ = configs.used(get_backend(setting.backend), problem, ["attend"])
     seconds = {name: asdict(times.summary(name)) for name in times.seconds}
     return {
         "case": case.name,
@@ -206,7 +209,7 @@ def record(mode: str, ready: Ready, setting: Setting, times: Times, flops: int) 
         "density": layout.density(),
         "pair_ratio": ready.pair_ratio,
         "backend": setting.backend,
-        "config": None if config is None else asdict(config),
+        "config": config["attend"],
         "rounds": setting.rounds,
         "seconds": seconds,
         "useful_flops": flops,

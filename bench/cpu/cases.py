@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.inputs import Inputs
 from sparsemoc.spec.chunks import Chunks
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
@@ -97,16 +98,6 @@ class Case:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """The arrays of a call, float32 (1, tokens, heads, head_dim)."""
-
-    q: Floats
-    k: Floats
-    v: Floats
-    d_out: Floats
-
-
 def normal(case: Case, count: int, seed: int = 0) -> list[Floats]:
     """Return independent normal numbers: neighbours choose different chunks, the hardest case for gathering."""
     random = np.random.default_rng(seed)
@@ -116,7 +107,8 @@ def normal(case: Case, count: int, seed: int = 0) -> list[Floats]:
 
 def inputs(case: Case) -> Inputs:
     """Return the arrays of a case, the same ones each time."""
-    return Inputs(*normal(case, 4))
+    q, k, v, d_out = normal(case, 4)
+    return Inputs(dtype="float32", device="cpu", q=q, k=k, v=v, d_out=d_out)
 
 
 def _shots(head_dim: int) -> Case:
