@@ -1,4 +1,4 @@
-"""The command line: `sparsemoc demo`, `sparsemoc explain`, `sparsemoc doctor`."""
+"""The command line: `sparsemoc demo`, `explain`, `doctor`, `tune` and `tuned`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemoc.spec.errors import SparsemocError, describe, did_you_mean, one_of
 __all__ = ["main"]
 
 #: Each command and the module that holds it: a command's libraries load when it is called.
-_COMMANDS = {"demo": "sparsemoc.cli.demo", "doctor": "sparsemoc.cli.doctor", "explain": "sparsemoc.cli.explain"}
+_COMMANDS = {name: f"sparsemoc.cli.{name}" for name in ("demo", "doctor", "explain", "tune", "tuned")}
 
 
 class _UserError(click.ClickException):
@@ -56,4 +56,4 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sparsemoc")
 def main() -> None:
-    """Mixture-of-Contexts attention: see it on real video, size it before a run, check the installation."""
+    """Mixture-of-Contexts attention: see it on real video, size it before a run, tune it, check the installation."""
