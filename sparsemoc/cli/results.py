@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from sparsemoc.cli.summary import counted
 from sparsemoc.tuning.key import Key
 from sparsemoc.tuning.outcome import Outcome, checked_time
 
@@ -23,13 +24,21 @@ def described(key: Key) -> str:
         f"head_dim {dims}",
         lengths,
         f"chunks of {key.chunk:,}, top {key.slots}, {key.anchored:,} anchored",
-        f"{key.rows:,} heads" if key.rows else "deterministic",
+        served(key),
     ]
     parts += [f"groups of {key.group}"] if key.group > 1 else []
     parts += [f"units of {key.unit}"] if key.unit > 1 else []
     parts += ["token-causal"] if key.token_causal else []
     parts += [f"anchors by {key.anchors}"] if key.anchors != "auto" else []
     return ", ".join(parts)
+
+
+def served(key: Key) -> str:
+    """Return for how many heads, times the batch, a result is used: beyond half its power of two."""
+    if not key.rows:
+        return "any batch and heads, deterministic"
+    fewest = key.rows // 2 + 1
+    return f"{fewest:,} to {key.rows:,} heads x batch" if fewest < key.rows else f"{counted(key.rows, 'head')} x batch"
 
 
 def changes(outcome: Outcome, config: dict[str, Any] | None = None) -> str:

@@ -136,10 +136,9 @@ def _told(console: Console, budget: float) -> Iterator[Callable[[str], None]]:
     task = bars.add_task("tuning", total=budget, left=budget)
 
     def tell(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
         spent = min(budget, time.perf_counter() - start)
         bars.update(task, completed=spent, left=budget - spent)
-        bars.refresh()
+        console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the bar, which it draws anew
 
     with bars:
         yield tell

@@ -54,8 +54,9 @@ def _summary(session: Session) -> Iterator[str]:
 
 
 def _table(session: Session, problem: NamedProblem, places: list[Found]) -> Table:
-    where = places[0][0]
-    table = Table(title=Text(f"{problem.name}, {where.backend} on {where.device}"), title_justify="left")
+    first, key = places[0]
+    title = f"{problem.name}, {first.backend} on {first.device}: serves {results.served(key)}"
+    table = Table(title=Text(title), title_justify="left")
     for column in ("operation", "default", "tuned", "gain", "config", "configs tried"):
         table.add_column(column, overflow="fold")
     for where, key in places:

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 from sparsemoc.backends import Backend, Problem
 from sparsemoc.backends.protocol import Operation, Tunable
-from sparsemoc.tuning import shipped
 from sparsemoc.tuning.key import Environment, Key, environment_of, key_of
 from sparsemoc.tuning.outcome import config_of
 from sparsemoc.tuning.store import Store, cache_folder
@@ -64,6 +63,8 @@ def forget() -> None:
 def _looked_up(
     backend: Backend, problem: Problem, operation: Operation, environment: Environment, key: Key
 ) -> Resolved:
+    from sparsemoc.tuning import shipped  # here, for a process that imports and does not call
+
     # It serves calls under other limits too.
     problem = replace(problem, options=replace(problem.options, max_workspace=None))
     cached = Store().load(environment, key)

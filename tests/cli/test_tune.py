@@ -121,6 +121,7 @@ def test_a_spec_is_tuned_and_later_calls_use_it(
     assert row(result.output, "attend") == ["2 ms", "1 ms", "2.00 x", "tile=128", "3 of 4, 1 ruled out"]
     skipped = ["", "", "", "the default", "skipped: nothing to tune: the backend has one config"]
     assert row(result.output, "pool") == row(result.output, "route") == skipped
+    assert "spec.toml, toy on Toy 1: serves 1 head x batch" in result.output
     assert "64 x 64 tokens, 1 x 16 channels, float32 (numpy on cpu)" in result.output
     assert "attend tile=128: 0.001, 9 s left" in result.output, "each config is shown"
     assert "attend: tile=4096: needs 409600 bytes of shared memory, more than 100000" in result.output
@@ -268,7 +269,7 @@ def test_list_shows_this_machine_first_and_the_damaged(run: RunCommand, toy: Toy
     ours, theirs = "toy on Toy 1 (toy_1, driver 1.0), toy 1: used here", "numba on AMD EPYC (znver4), numba 0.61"
     assert result.output.index(ours) < result.output.index(theirs)
     assert "256-bit vectors: not used here: another device, version, or state of the kernels" in result.output
-    text = "float32, head_dim 128, 32,768 keys, chunks of 2,048, top 3, 2,048 anchored, 16 heads"
+    text = "float32, head_dim 128, 32,768 keys, chunks of 2,048, top 3, 2,048 anchored, 9 to 16 heads x batch"
     rows = [line for line in result.output.splitlines() if text in line]
     assert re.search(r"attend .* 4.00 x .* tile=128 .* 3 days", rows[0])
     assert re.search(r"attend .* 2.00 x .* tile=128 .*", rows[1])
@@ -335,6 +336,19 @@ def test_merge_where_nothing_can_be_written(
     monkeypatch.setenv("SPARSEMOC_CACHE_DIR", "/proc/self/fdinfo")
     assert "must be a place that can be written" in run.fails("tuned", "merge", tmp_path / "tuned.json")
     assert os.environ["SPARSEMOC_CACHE_DIR"] == "/proc/self/fdinfo"
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        (0, "any batch and heads, deterministic"),
+        (1, "1 head x batch"),
+        (2, "2 heads x batch"),
+        (4, "3 to 4 heads x batch"),
+    ],
+)
+def test_whom_a_result_serves(rows: int, text: str) -> None:
+    assert results.served(entry(rows=rows).key) == text
 
 
 @pytest.mark.parametrize(
