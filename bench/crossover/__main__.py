@@ -1,0 +1,7 @@
+"""`python -m bench.crossover`."""
+
+import sys
+
+from bench.crossover.cli import main
+
+sys.exit(main())
