@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sparsemoc._version import __version__
 from sparsemoc.backends import get_backend
+from sparsemoc.backends.processor import cores, processor
+
+__all__ = ["ROOT", "commit", "cores", "facts", "processor", "slug", "versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def processor() -> str:
-    """Return the processor's model."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Return the cores of this process: containers and taskset may hold it to fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def slug() -> str:

@@ -8,14 +8,19 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemoc.backends.numba import cost
 from sparsemoc.backends.numba.config import NumbaConfig
+from sparsemoc.backends.numba.hardware import hardware
 from sparsemoc.backends.numba.intrinsics import vector_bytes
-from sparsemoc.backends.numba.launch import attend_sample, packed_bytes, part, pool_sample
+from sparsemoc.backends.numba.launch import attend_sample, part, pool_sample
 from sparsemoc.backends.numba.launch_backward import backward_sample
 from sparsemoc.backends.numba.launch_routing import route_sample
-from sparsemoc.backends.numba.threads import workers
+from sparsemoc.backends.numba.search import search_space
+from sparsemoc.backends.numba.threads import thread_count, workers
 from sparsemoc.backends.protocol import (
     Capabilities,
+    Estimate,
+    Hardware,
     Operation,
     Problem,
     Randomness,
@@ -44,12 +49,7 @@ class NumbaBackend:
 
     def refuses(self, problem: Problem) -> str | None:
         """Return None if the backend can run the problem, else the reason with its values."""
-        reason = self.capabilities.refuses(problem)
-        most = problem.options.max_workspace
-        if reason is None and most is not None and packed_bytes(problem) > most:
-            least = packed_bytes(problem)
-            return f"needs {least} bytes of workspace for one key head, more than max_workspace = {most}"
-        return reason
+        return self.capabilities.refuses(problem) or cost.refused(problem)
 
     def version(self) -> str:
         """Return the versions and the vector width that results depend on."""
@@ -60,10 +60,16 @@ class NumbaBackend:
         return NumbaConfig()
 
     def search_space(self, problem: Problem, operation: Operation) -> list[NumbaConfig]:
-        """Return the configs worth trying for an operation, the default first."""
-        if operation != "attend":
-            return [NumbaConfig()]
-        return [NumbaConfig(), *(NumbaConfig(query_block=b, key_tile=t) for b in (1024, 4096) for t in (256, 512))]
+        """Return the configs worth trying for an operation, the default first; see `search.search_space`."""
+        return search_space(problem, operation, self.default_config(problem), thread_count())
+
+    def hardware(self, problem: Problem) -> Hardware:
+        """Return the processor."""
+        return hardware()
+
+    def estimate(self, problem: Problem, operation: Operation, config: NumbaConfig) -> Estimate:
+        """Return what a config would cost on as many threads as there are now; see `cost`."""
+        return cost.estimate(problem, operation, config, thread_count())
 
     def pool(
         self, problem: Problem, k: Floats, key_lengths: NDArray[np.int32] | None, *, config: NumbaConfig | None = None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
-import sys
 
 import click
 from rich.console import Console
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from sparsemoc._version import __version__
 from sparsemoc.backends import available_backends, get_backend
+from sparsemoc.backends.processor import cores, processor
 from sparsemoc.video.clips import sample_folder
 from sparsemoc.video.errors import INSTALL, MissingExtraError
 
@@ -71,27 +70,13 @@ def _backends() -> Table:
 
 def _devices() -> Table:
     table = _table("Devices", "device", "state", "what")
-    table.add_row("cpu", _status(None), f"{_processor()}, {_cores()} cores for this process")
+    table.add_row("cpu", _status(None), f"{processor()}, {cores()} cores for this process")
     names, reason = gpus()
     for index, name in enumerate(names):
         table.add_row(f"gpu {index}", _status(None), name)
     if reason is not None:
         table.add_row("gpu", _status(reason), reason)
     return table
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    # The process may be held to fewer cores than the machine has: containers, taskset.
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def gpus() -> tuple[list[str], str | None]:
