@@ -92,11 +92,12 @@ def _lines(asked: Asked, backend: Backend) -> list[str]:
 def _problem(asked: Asked, backend: Backend) -> Problem:
     able = backend.capabilities
     framework = next((name for name in able.frameworks if importlib.util.find_spec(name)), able.frameworks[0])
+    device = "cpu" if "cpu" in able.devices else able.devices[0]  # kernels for GPUs take the CPU only where interpreted
     return Problem(
         plan=asked.plan,
         framework=framework,
-        device=able.devices[0],
-        dtype=asked.dtype or ("float32" if able.devices[0] == "cpu" else "bfloat16"),
+        device=device,
+        dtype=asked.dtype or ("float32" if device == "cpu" else "bfloat16"),
         batch=1,
         heads=asked.heads,
         kv_heads=asked.heads,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sparsemoc as moc
-from sparsemoc.backends import Backend, Problem, get_backend
+from sparsemoc.backends import Backend, Problem, available_backends, get_backend
 from sparsemoc.cli import speed
 from sparsemoc.cli.explain import candidates
 from sparsemoc.cli.summary import amount, chunk_sizes
@@ -214,6 +214,20 @@ def test_what_was_not_measured_here_comes_with_the_command(run: RunCommand, tmp_
     assert "numba cannot run this: it takes head_dim up to 256, not 512" in explained(
         run, path, "--tokens", 1000, "--head-dim", 512
     )
+
+
+def test_kernels_for_gpus_are_asked_as_they_would_run(run: RunCommand, tmp_path: Path) -> None:
+    reason = available_backends()["triton"]
+    if reason is not None:
+        pytest.skip(reason)
+    path = tmp_path / "spec.toml"
+    path.write_text("[chunks]\nsize = 100\n")
+    dtype = "float32" if "cpu" in get_backend("triton").capabilities.devices else "bfloat16"
+    result = run("explain", path, "--tokens", 1000, "--backend", "triton")
+    assert result.exit_code == 0, result.output
+    output = plain(result.output)
+    assert re.search(rf"triton not measured on this machine \([\w. -]+\) in {dtype}; in a checkout: python -m", output)
+    assert f"bench.crossover --backend triton --dtype {dtype}" in output
 
 
 def test_only_backends_that_were_measured_are_loaded(
