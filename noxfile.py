@@ -91,9 +91,26 @@ def jax_gpu(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; arguments go to `python -m bench.run`."""
+    """Tune, measure and report; arguments go to `python -m bench.run`, and `--quick` ends within three minutes."""
     session.install("-e", ".[bench]")
-    session.run("python", "-m", "bench.run", *session.posargs)
+    if "--quick" not in session.posargs:
+        session.run("python", "-m", "bench.run", *session.posargs)
+        session.run("python", "-m", "bench.report")
+        return
+    # Records of a trial do not mix with those of the machine.
+    folder = ROOT / "sparsemoc-bench"
+    records = folder / "records.jsonl"
+    records.unlink(missing_ok=True)
+    session.run("python", "-m", "bench.run", "--out", str(records), *session.posargs)
+    session.run("python", "-m", "bench.crossover", "--quick", "--out", str(records))
+    session.run("python", "-m", "bench.report", "--quick", "--out", str(folder), str(records))
+
+
+@nox.session(default=False)
+def micro(session: nox.Session) -> None:
+    """Time each step by itself; arguments go to pytest: `--benchmark-compare` holds a run against the last saved."""
+    session.install("-e", ".[bench]")
+    session.run("python", "-m", "pytest", "bench/micro", *session.posargs)
 
 
 @nox.session(default=False, venv_params=["--system-site-packages"])
