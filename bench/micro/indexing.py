@@ -51,10 +51,8 @@ def _numba(ready: Ready, backward: bool) -> Index:
     heads, queries, slots = selected.shape
 
     def blocks_of(config: Any) -> Table:
-        if backward:
-            return even_blocks(queries, config.grad_block)
-        found: Table = config.forward_blocks(plan, queries, plan.chunks)
-        return found
+        passes = (even_blocks(queries, config.grad_block), config.forward_blocks(plan, queries, plan.chunks))
+        return passes[0] if backward else passes[1]
 
     def call(problem: Any, config: Any) -> Any:
         blocks = blocks_of(config)
