@@ -54,14 +54,12 @@ def gain(outcome: Outcome) -> str:
 
 
 def counts(outcome: Outcome) -> str:
-    """Return how many configs were measured, and what became of the others."""
+    """Return how many configs were measured, how many cannot win for a reason, and how many had no turn."""
     measured = sum(trial.seconds is not None for trial in outcome.trials)
-    refused = sum(trial.seconds is None and trial.reason is not None for trial in outcome.trials)
-    wrong = sum(trial.seconds is not None and trial.reason is not None for trial in outcome.trials)
+    refused = sum(trial.reason is not None for trial in outcome.trials)
     left = outcome.space - measured - refused
     parts = [f"{measured} of {outcome.space}"]
     parts += [f"{refused} ruled out"] if refused else []
-    parts += [f"{wrong} failed"] if wrong else []
     parts += [f"{left} not tried"] if left > 0 else []
     return ", ".join(parts)
 

@@ -17,14 +17,13 @@ from sparsemoc.backends.protocol import OPERATIONS
 from sparsemoc.cli.errors import OutputError, check_heads
 from sparsemoc.cli.place import Place, place_for
 from sparsemoc.cli.tune_summary import Found, print_tuned
+from sparsemoc.frameworks.numpy import DTYPES
 from sparsemoc.spec.errors import SpecError, one_of
 from sparsemoc.spec.plan import plan
 from sparsemoc.spec.serial import load_spec
 from sparsemoc.tuning.problems import PROBLEMS, NamedProblem, arrays, named
 from sparsemoc.tuning.session import Session, tune
 from sparsemoc.tuning.store import Store
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @click.command("tune", short_help="Measure a backend's configs here, and keep the fastest.")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,10 +39,6 @@ class Search:
 
     def __init__(self) -> None:
         self.measured: list[str] = []
-
-    def cannot_tune(self, work: Work) -> str | None:
-        alone = len(list(work.backend.search_space(work.problem, work.operation))) == 1
-        return "nothing to tune: the backend has one config" if alone else None
 
     def search(self, work: Work, budget_s: float, max_configs: int, progress: Progress) -> Outcome:
         self.measured.append(work.operation)
@@ -95,7 +91,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Search:
     made = Search()
-    monkeypatch.setitem(sys.modules, "sparsemoc.tuning.search", made)
+    monkeypatch.setattr("sparsemoc.tuning.search.search", made.search)
     return made
 
 
@@ -119,8 +115,10 @@ def test_a_spec_is_tuned_and_later_calls_use_it(
     assert result.exit_code == 0, result.output
     assert search.measured == ["attend"]
     assert row(result.output, "attend") == ["2 ms", "1 ms", "2.00 x", "tile=128", "3 of 4, 1 ruled out"]
-    skipped = ["", "", "", "the default", "skipped: nothing to tune: the backend has one config"]
-    assert row(result.output, "pool") == row(result.output, "route") == skipped
+    for operation in ("pool", "route"):
+        *times, config, why = row(result.output, operation)
+        assert (times, config) == (["", "", ""], "the default")
+        assert why.startswith("skipped: nothing to tune: ")
     assert "spec.toml, toy on Toy 1: serves 1 head x batch" in result.output
     assert "64 x 64 tokens, 1 x 16 channels, float32 (numpy on cpu)" in result.output
     assert "attend tile=128: 0.001, 9 s left" in result.output, "each config is shown"
@@ -131,6 +129,28 @@ def test_a_spec_is_tuned_and_later_calls_use_it(
     q = np.ones((1, 64, 1, 16), np.float32)
     moc.attention(q, q, q, moc.load_spec(spec), backend=toy)
     assert dict(toy.ran) == {"pool": None, "route": None, "attend": ToyConfig(tile=128)}
+
+
+def test_the_search_itself(run: RunCommand, toy: Toy, spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = Toy.attend
+
+    def slow(self: Toy, *given: Any, config: Any = None) -> Any:
+        time.sleep(0.0 if config is not None and config.tile == 128 else 0.03)
+        return attend(self, *given, config=config)
+
+    monkeypatch.setattr(Toy, "attend", slow)
+    result = run("tune", spec, *SIZES, "--budget", 3)
+    assert result.exit_code == 0, result.output
+    *_, gained, config, tried = row(result.output, "attend")
+    assert float(gained.removesuffix(" x")) > 1.2
+    assert (config, tried) == ("tile=128", "3 of 4, 1 ruled out")
+    assert "tile=4096: needs 409600 bytes of shared memory" in result.output
+    assert "Written to" in result.output
+    resolve.forget()
+    toy.ran.clear()
+    result = run("tune", spec, *SIZES, "--budget", 3)
+    assert "nothing was measured" in result.output
+    assert [name for name, _ in toy.ran] == ["pool", "route", "attend"]
 
 
 def test_a_second_run_measures_nothing(run: RunCommand, toy: Toy, search: Search, spec: Path) -> None:
