@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +12,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import host, machine, record, timing
+from bench import host, machine, record
 from bench.crossover import grid, table
 from bench.crossover.measure import How, Measured, measured
 from bench.run import budget
-from bench.run.budget import Budget
+from bench.run.budget import Budget, Pace
 from sparsemoc.backends import Problem, get_backend
 from sparsemoc.spec.errors import SparsemocError, UnsupportedError
 from sparsemoc.tuning import crossover_store
 from sparsemoc.tuning.crossover import Crossover
 from sparsemoc.tuning.key import Environment, environment_of
 
-#: Lengths, rounds and seconds to a turn of --quick: it tries the machinery, its figures mean nothing.
-QUICK_LENGTHS, QUICK_ROUNDS, QUICK_TURN = (256, 512), 2, 0.01
+PACE = Pace(rounds=3, turn=0.2, long=1.0)
+#: Of --quick, which tries the machinery: its figures mean nothing.
+QUICK_LENGTHS, QUICK_PACE = (256, 512), Pace(rounds=2, turn=0.01, long=0.05)
 #: Columns of the table where no terminal says how many there are.
 TABLE_WIDTH = 120
 #: The package's data, in a checkout.
@@ -41,7 +43,11 @@ def parser() -> argparse.ArgumentParser:
                       help="of the arrays (default: %(default)s)")  # fmt: skip
     made.add_argument("--head-dim", type=int, default=64, help="channels of a head (default: %(default)s)")
     made.add_argument("--heads", type=int, default=4, help="heads of both sides (default: %(default)s)")
-    made.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default: %(default)s)")
+    made.add_argument("--longest", type=int, default=grid.LONGEST, metavar="N",
+                      help="tokens of the longest stream (default: %(default)s)")  # fmt: skip
+    made.add_argument(
+        "--rounds", type=int, default=PACE.rounds, help="rounds of each measurement (default: %(default)s)"
+    )
     made.add_argument("--budget-s", type=float, default=240.0, help="seconds for everything: a length that does not "
                       "fit is skipped (default: %(default)s)")  # fmt: skip
     made.add_argument("--out", type=Path, metavar="FILE", help="JSON lines to append to "
@@ -101,7 +107,7 @@ def _how(asked: argparse.Namespace, command: str) -> tuple[How, Environment]:
     able = backend.capabilities
     device = "cuda" if "cuda" in able.devices and host.device() == "cuda" else "cpu"
     problem = Problem(
-        plan=grid.problems(grid.LENGTHS[0], asked.heads, asked.head_dim)[0].plan(),
+        plan=grid.problems(grid.SHORTEST, asked.heads, asked.head_dim)[0].plan(),
         framework="numpy" if "numpy" in able.frameworks else "torch",
         device=device, dtype=asked.dtype, batch=1, heads=asked.heads, kv_heads=asked.heads, head_dim=asked.head_dim,
         v_head_dim=asked.head_dim,
@@ -112,10 +118,10 @@ def _how(asked: argparse.Namespace, command: str) -> tuple[How, Environment]:
     threads = host.threads(device)
     run = record.Run(command=command, commit=machine.commit(), quick=asked.quick, machine=host.facts(device, threads),
                      versions=host.versions())  # fmt: skip
-    rounds, turn = (QUICK_ROUNDS, QUICK_TURN) if asked.quick else (asked.rounds, timing.TURN_SECONDS)
+    pace = QUICK_PACE if asked.quick else dataclasses.replace(PACE, rounds=asked.rounds)
     how = How(
         backend=backend, dtype=asked.dtype, device=device, threads=threads, heads=asked.heads, head_dim=asked.head_dim,
-        rounds=rounds, turn=turn, run=run,
+        pace=pace, run=run,
     )  # fmt: skip
     return how, environment_of(backend, problem)
 
@@ -123,7 +129,7 @@ def _how(asked: argparse.Namespace, command: str) -> tuple[How, Environment]:
 def _lengths(how: How, asked: argparse.Namespace, say: Callable[[str, str], None]) -> Iterator[Measured]:
     """Yield what was measured of each length that the budget has room for, and say what is skipped."""
     left, last = Budget(asked.budget_s), None
-    for tokens in QUICK_LENGTHS if asked.quick else grid.LENGTHS:
+    for tokens in QUICK_LENGTHS if asked.quick else grid.lengths(asked.longest):
         if last is not None:
             needed, room = foreseen(last, tokens, how), left.left
             if needed > room:
@@ -138,8 +144,8 @@ def _lengths(how: How, asked: argparse.Namespace, say: Callable[[str, str], None
 def foreseen(last: Measured, tokens: int, how: How) -> float:
     """Return the seconds that a length takes, by what a shorter one took: calls grow with the square, checks do not."""
     longer = tokens / last.tokens
-    timed = sum(budget.calls(seconds, how.rounds, how.turn) for seconds in last.seconds.values())
-    calls = sum(budget.calls(seconds * longer**2, how.rounds, how.turn) for seconds in last.seconds.values())
+    timed = sum(how.pace.needed(seconds) for seconds in last.seconds.values())
+    calls = sum(how.pace.needed(seconds * longer**2) for seconds in last.seconds.values())
     return calls + longer * max(0.0, last.spent - timed)
 
 

@@ -7,13 +7,18 @@ from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
 from sparsemoc.tuning.problems import NamedProblem
 
-#: Powers of two, the longest last, as far as the budget goes.
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+#: Lengths are powers of two, the longest last, as far as the budget goes.
+SHORTEST, LONGEST = 256, 16384
 #: Chunks of a stream without anchors; with the best k of them, k / CHUNKS of all pairs are kept.
 CHUNKS = 32
 TOP_KS = (1, 2, 4, 8, 16, CHUNKS)
 #: The stream with anchors: shots, the text's share of it, chunks, routes.
 SHOTS, TEXT, SHOT_CHUNKS, SHOT_TOP_K = 8, 1 / 128, 64, 3
+
+
+def lengths(longest: int) -> list[int]:
+    """Return the lengths up to one."""
+    return [SHORTEST << power for power in range(max(1, (longest // SHORTEST).bit_length()))]
 
 
 def problems(tokens: int, heads: int, head_dim: int) -> list[NamedProblem]:

@@ -13,7 +13,8 @@ from bench.peers import Outputs, Unavailable, peers
 from bench.record import Record, Run, Setting
 from bench.refcheck import Question, RefcheckError
 from bench.roofline import peaks
-from bench.run import budget, checks, contenders
+from bench.run import checks, contenders
+from bench.run.budget import Pace
 from bench.run.contenders import OPERATIONS_OF, Contender, LeftOutError
 from bench.timing import Times
 from sparsemoc.backends import Backend
@@ -33,7 +34,7 @@ class How:
         dtype, device: of the arrays.
         threads: of either side, on the CPU.
         heads, head_dim: of either side.
-        rounds, turn: of the timing, `turn` in seconds.
+        pace: of the timing.
         run: what the records share.
     """
 
@@ -43,8 +44,7 @@ class How:
     threads: int
     heads: int
     head_dim: int
-    rounds: int
-    turn: float
+    pace: Pace
     run: Run
 
 
@@ -155,13 +155,13 @@ def _dense(beside: _Entrant, x: Inputs) -> list[_Entrant]:
 
 def _timed(calls: Mapping[str, Callable[[], Outputs]], how: How) -> Times:
     if how.device == "cpu":
-        return timing.interleaved(calls, how.rounds, turn=how.turn, long=budget.LONG_CALL)
+        return timing.interleaved(calls, how.pace.rounds, turn=how.pace.turn, long=how.pace.long)
     from bench.gpu.clock import interleaved
     from bench.gpu.report import Setup
 
     for call in calls.values():
         call()
-    return interleaved(calls, how.rounds, Setup(how.device, quick=how.run.quick, judged=False))
+    return interleaved(calls, how.pace.rounds, Setup(how.device, quick=how.run.quick, judged=False))
 
 
 def _point(one: _Entrant, times: Times, fastest: str) -> Point:
@@ -186,7 +186,7 @@ def _record(entrant: _Entrant, times: Times, fastest: str | None, how: How) -> R
         **how.run.fields(), **setting.fields(),
         "contender": one.name, "kind": one.kind, "computes": one.computes, "note": one.note,
         "requested": one.name, "used": None if summary is None else one.name, "config": config, "config_source": source,
-        "seconds": None if summary is None else asdict(summary), "rounds": 0 if summary is None else how.rounds,
+        "seconds": None if summary is None else asdict(summary), "rounds": 0 if summary is None else how.pace.rounds,
         "routing": None,
         "useful_flops": flops, "useful_bytes": nbytes,
         "tflops": None if summary is None else flops / summary.median / 1e12,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from importlib import import_module
@@ -79,8 +80,8 @@ def test_quick_measures_checks_and_keeps_nothing(
     cli: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch", reason="dense attention")
-    monkeypatch.setattr(cli, "QUICK_TURN", 1e-4)
     monkeypatch.setattr(cli, "QUICK_LENGTHS", (64, 128))
+    monkeypatch.setattr(cli, "QUICK_PACE", cli.Pace(rounds=2, turn=1e-4, long=0.05))
     out = tmp_path / "records.jsonl"
     assert cli.main(["--quick", "--heads", "1", "--head-dim", "16", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -124,7 +125,7 @@ def test_what_is_measured_is_kept_and_shipped(
     assert cli.main(["--ship", "--rounds", "2"]) == 0
     here = environment(cli)
     (found,) = crossover_store.load(here)
-    assert found.lengths == cli.grid.LENGTHS
+    assert found.lengths == (256, 512, 1024, 2048, 4096, 8192, 16384)
     assert found.speedup(2048, 0.25) == pytest.approx(2, rel=1e-3)
     assert (found.backend, found.dtype, found.head_dim, found.heads) == ("numba", "float32", 64, 4)
     assert (found.device, found.architecture, found.dense) == (here.device, here.architecture, "torch sdpa flash")
@@ -135,7 +136,7 @@ def test_what_is_measured_is_kept_and_shipped(
     assert f"kept for `sparsemoc explain` in {crossover_store.place(here)}" in printed
     assert f"shipped in {file}" in printed
     lines = (tmp_path / "crossover" / "today.jsonl").read_text().splitlines()
-    assert [json.loads(line)["problem"] for line in lines] == [f"crossover/{n}/1" for n in cli.grid.LENGTHS]
+    assert [json.loads(line)["problem"] for line in lines] == [f"crossover/{n}/1" for n in found.lengths]
     # Dense attention is as fast where 512 / tokens = 1 - density: at 529 and at 683 tokens; with all pairs nowhere.
     for sentence in (
         f"dense attention is faster below {found.length(1 / 32):,} tokens at 3.12 % density",
@@ -150,8 +151,8 @@ def test_what_is_measured_is_kept_and_shipped(
 def test_dense_attentions_that_are_hopeless_are_left_out_of_longer_lengths(
     cli: ModuleType, fake: dict[str, Any]
 ) -> None:
-    cli.main(["--budget-s", "1000"])
-    assert fake["asked"][:2] == [(256, None), (512, ("torch sdpa flash",))]
+    cli.main(["--longest", "1024"])
+    assert fake["asked"] == [(256, None), (512, ("torch sdpa flash",)), (1024, ("torch sdpa flash",))]
 
 
 def test_a_length_that_the_budget_has_no_room_for_is_skipped(
@@ -173,11 +174,13 @@ def test_calls_are_foreseen_to_grow_with_the_square_and_checks_with_the_length(
     asked = cli.parser().parse_args(["--rounds", "3"])
     how, _ = cli._how(asked, "")
     last = cli.measured(cli.grid.problems(4096, 1, 64), how, None)  # four calls of 0.256 s
-    calls: Callable[..., float] = cli.budget.calls
-    checks = 4.0 - 4 * calls(0.256, 3, how.turn)
-    wanted = 4 * calls(4 * 0.256, 3, how.turn) + 2 * max(0.0, checks)
+    needed: Callable[[float], float] = how.pace.needed
+    # 4 s were spent: what the calls do not explain are the checks.
+    wanted = 4 * needed(4 * 0.256) + 2 * max(0.0, 4.0 - 4 * needed(0.256))
     assert cli.foreseen(last, 8192, how) == pytest.approx(wanted)
-    assert cli.foreseen(last, 8192, how) > 4 * 0.256 * 4 * 3
+    slower = dataclasses.replace(last, spent=100.0)
+    assert cli.foreseen(slower, 8192, how) == pytest.approx(4 * needed(4 * 0.256) + 2 * (100.0 - 4 * needed(0.256)))
+    assert wanted > 4 * 3 * 4 * 0.256, "three rounds of four calls"
 
 
 def test_a_wrong_result_is_said_and_fails(
@@ -200,7 +203,6 @@ def test_no_dense_attention_means_no_crossover(
 
 def test_a_wrong_output_gives_no_point(cli: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="dense attention")
-    monkeypatch.setattr(cli, "QUICK_TURN", 1e-4)
     how, _ = cli._how(cli.parser().parse_args(["--quick", "--heads", "1", "--head-dim", "16"]), "")
     attention = moc.attention
 
