@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,12 @@ import sparsemoc as moc
 from bench.gpu.clock import Call
 from bench.gpu.report import Setup
 from bench.gpu.settings import Arrays
+from bench.peers import packages, sdpa
+from bench.peers.flex import compiled
+from bench.peers.torch_call import heads_first
 
-#: Backends of torch's scaled_dot_product_attention by the name of their peer.
-SDPA = {"flash": "FLASH_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
-#: Packages that bring a `flash_attn_func(q, k, v, causal=...)` over (batch, tokens, heads, head_dim).
-PACKAGES = {"flash-attn 3": "flash_attn_interface", "flash-attn 2": "flash_attn"}
+#: Kernels of torch's scaled_dot_product_attention that are timed, by their names in `bench.peers.sdpa`.
+SDPA = ("flash", "cuDNN")
 
 #: A dense attention: q, k and v as (batch, tokens, heads, head_dim), and so the result.
 Dense = Callable[[Any, Any, Any], Any]
@@ -23,32 +23,20 @@ Dense = Callable[[Any, Any, Any], Any]
 def dense(causal: bool, setup: Setup) -> dict[str, Dense]:
     """Return every dense attention that the machine may have; a call of one that it has not raises."""
     if not setup.cuda:
-        return {"torch": lambda q, k, v: _sdpa(q, k, v, causal)}
-    kernels = {name: _backend(backend, causal) for name, backend in SDPA.items()}
-    return kernels | {name: _package(module, causal) for name, module in PACKAGES.items()}
+        return {"torch": _turned(sdpa.attention(None, causal=causal))}
+    kernels = {name: _turned(sdpa.attention(name, causal=causal)) for name in SDPA}
+    return kernels | {name: _package(name, causal) for name in packages.DENSE}
 
 
-def _sdpa(q: Any, k: Any, v: Any, causal: bool) -> Any:
-    import torch
-
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=causal).transpose(1, 2)
+def _turned(attend: Dense) -> Dense:
+    """Return an attention over arrays with heads first as one over arrays with tokens first."""
+    return lambda q, k, v: heads_first(attend(*map(heads_first, (q, k, v))))
 
 
-def _backend(name: str, causal: bool) -> Dense:
+def _package(name: str, causal: bool) -> Dense:
     def attend(q: Any, k: Any, v: Any) -> Any:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        with sdpa_kernel(getattr(SDPBackend, name)):
-            return _sdpa(q, k, v, causal)
-
-    return attend
-
-
-def _package(module: str, causal: bool) -> Dense:
-    def attend(q: Any, k: Any, v: Any) -> Any:
-        out = importlib.import_module(module).flash_attn_func(q, k, v, causal=causal)
-        return out[0] if isinstance(out, tuple) else out
+        kernel = packages.dense(name, causal)  # now, so that a call of one that is not installed raises
+        return kernel(q, k, v)
 
     return attend
 
@@ -85,17 +73,5 @@ def backward(attend: Dense, x: Arrays) -> Call:
 
 
 def flex(layout: moc.Layout) -> Dense:
-    """Return compiled FlexAttention under the mask of a layout.
-
-    Its block lists hold every block that a query of it chose; where each query chooses for itself that is nearly all.
-    """
-    import torch
-    from torch.nn.attention.flex_attention import flex_attention
-
-    mask = layout.to_block_mask(128)
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def attend(q: Any, k: Any, v: Any) -> Any:
-        return compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
-
-    return attend
+    """Return compiled FlexAttention under the mask of a layout."""
+    return _turned(compiled(layout))
