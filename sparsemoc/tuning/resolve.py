@@ -1,10 +1,14 @@
 """Which config an operation runs with: explicit > memory > user cache > shipped > the backend's default.
 
+Of the cache, the result of the very key; else, "near", that of another number of heads and batch rows: tiles are sized
+by what a head does, and a model is tuned with few of its heads. A deterministic problem's key has no such number.
+
 Nothing here measures. What is found is kept in memory: a process that has used a config keeps to it, unless it tunes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +19,9 @@ from sparsemoc.tuning.outcome import config_of
 from sparsemoc.tuning.store import Store, cache_folder
 
 #: Where a config came from, the first that has one. "memory" was tuned in this process.
-Source = Literal["explicit", "memory", "cache", "shipped", "default"]
+Source = Literal["explicit", "memory", "cache", "near", "shipped", "default"]
+#: Most batch rows times heads that are looked up.
+_MOST_ROWS = 1 << 16
 
 
 class Resolved(NamedTuple):
@@ -63,14 +69,9 @@ def forget() -> None:
 def _looked_up(
     backend: Backend, problem: Problem, operation: Operation, environment: Environment, key: Key
 ) -> Resolved:
-    from sparsemoc.tuning import shipped  # here, for a process that imports and does not call
-
     # It serves calls under other limits too.
     problem = replace(problem, options=replace(problem.options, max_workspace=None))
-    cached = Store().load(environment, key)
-    found: list[tuple[dict[str, Any], Source]] = [] if cached is None else [(cached.config, "cache")]
-    found += [(values, "shipped") for values in shipped.load(environment.architecture, environment.backend, key)]
-    for values, source in found:
+    for values, source in _known(environment, key):
         try:
             config = config_of(backend, problem, values)
         except Exception:  # noqa: BLE001  whatever the config's class raises: a foreign entry is a miss
@@ -78,6 +79,27 @@ def _looked_up(
         if _fits(backend, problem, operation, config):
             return Resolved(config, source)
     return _DEFAULT
+
+
+def _known(environment: Environment, key: Key) -> Iterator[tuple[dict[str, Any], Source]]:
+    """Yield the fields of the configs that serve a key, the best first."""
+    from sparsemoc.tuning import shipped  # here, for a process that imports and does not call
+
+    store = Store()
+    if (cached := store.load(environment, key)) is not None:
+        yield cached.config, "cache"
+    for rows in _near_rows(key.rows):
+        if (cached := store.load(environment, key._replace(rows=rows))) is not None:
+            yield cached.config, "near"
+            break
+    for values in shipped.load(environment.architecture, environment.backend, key):
+        yield values, "shipped"
+
+
+def _near_rows(rows: int) -> list[int]:
+    """Return the other powers of two, the nearest first, of two as near the larger; none for 0."""
+    others = [1 << bit for bit in range(_MOST_ROWS.bit_length()) if rows and 1 << bit != rows]
+    return sorted(others, key=lambda other: (max(other, rows) // min(other, rows), -other))
 
 
 def _fits(backend: Backend, problem: Problem, operation: Operation, config: Any) -> bool:

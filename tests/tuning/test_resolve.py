@@ -139,6 +139,20 @@ def test_a_near_result_is_used_until_an_own_one_is_there(tmp_path: Path) -> None
     assert given(toy)["attend"] == ToyConfig(tile=5), "the cache knows exact keys alone"
 
 
+def test_a_result_of_other_heads_serves_until_an_own_one_is_there(tmp_path: Path) -> None:
+    toy = Toy()
+    ship(toy, tmp_path, tile=1)
+    for heads, tile in ((16, 16), (64, 64)):
+        assert Store().save(*place(toy, heads=heads), outcome(tile=tile)) is None
+    assert resolve.resolve(toy, problem(heads=2), "attend") == (ToyConfig(tile=16), "near"), "the nearer of the two"
+    assert resolve.resolve(toy, problem(heads=32), "attend") == (ToyConfig(tile=64), "near"), "as near: the larger"
+    alone = problem(heads=2, deterministic=True)
+    assert resolve.resolve(toy, alone, "attend").source == "shipped", "its config depends on no heads"
+    assert Store().save(*place(toy), outcome(tile=2)) is None
+    resolve.forget()
+    assert resolve.resolve(toy, problem(heads=2), "attend") == (ToyConfig(tile=2), "cache")
+
+
 @pytest.mark.parametrize(
     "other", [{"device": "Toy 2"}, {"driver": "1.1"}, {"versions": "toy 2"}, {"architecture": "toy_2"}], ids=str
 )
