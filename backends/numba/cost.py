@@ -66,7 +66,7 @@ def refused(problem: Problem) -> str | None:
     return f"needs {least} bytes of workspace for one key head, more than max_workspace = {most}"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def estimate(problem: Problem, operation: Operation, config: NumbaConfig, threads: int) -> Estimate:
     """Return the seconds of an operation by the counts above; None of pool and route, which have nothing to tune."""
     reason = refused(problem)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import triton
 
-from sparsemoc.backends.protocol import Capabilities, Operation, Problem, Randomness, Result
-from sparsemoc.backends.triton import backward, forward, gpu, jax_calls, providers, routing
+from sparsemoc.backends.protocol import Capabilities, Estimate, Hardware, Operation, Problem, Randomness, Result
+from sparsemoc.backends.triton import backward, cost, forward, gpu, jax_calls, providers, routing
 from sparsemoc.backends.triton.config import TritonConfig, default_config
 from sparsemoc.backends.triton.device import DeviceTables, device_tables
 from sparsemoc.backends.triton.jax_calls import in_any_library
 from sparsemoc.backends.triton.kernels.tile import INTERPRET
 from sparsemoc.backends.triton.lengths import Ends, ends_of
+from sparsemoc.backends.triton.search import search_space
 from sparsemoc.backends.triton.tables import geometry
 from sparsemoc.backends.triton.workspace import DEFAULT, slice_size
 from sparsemoc.spec.layout import Layout
@@ -66,17 +66,16 @@ class TritonBackend:
         return default_config(dims, problem.dtype, gpu.capability(problem))
 
     def search_space(self, problem: Problem, operation: Operation) -> list[TritonConfig]:
-        """Return the configs worth trying, the default first: tiles twice as large or half, more and fewer stages."""
-        first = self.default_config(problem)
-        changes: list[dict[str, Any]] = [
-            {"anchor_keys": first.anchor_keys * 2, "routed_keys": first.routed_keys * 2},
-            {"anchor_keys": max(16, first.anchor_keys // 2), "routed_keys": max(16, first.routed_keys // 2)},
-            {"anchor_stages": first.anchor_stages + 1, "routed_stages": first.routed_stages + 1},
-            {"anchor_stages": 2, "routed_stages": 2},
-            {"grad_rows": first.grad_rows * 2},
-            {"grad_atomic": False},
-        ]
-        return [first, *(found for change in changes if (found := replace(first, **change)) != first)]
+        """Return the configs worth trying for an operation, the default first; see `search.search_space`."""
+        return search_space(problem, operation, self.default_config(problem), gpu.capability(problem))
+
+    def hardware(self, problem: Problem) -> Hardware:
+        """Return the GPU, or that kernels are interpreted."""
+        return gpu.hardware(problem)
+
+    def estimate(self, problem: Problem, operation: Operation, config: TritonConfig) -> Estimate:
+        """Return what a config would cost on the GPU, or why it cannot run there; see `cost`."""
+        return cost.estimate(problem, operation, config, gpu.capability(problem))
 
     def workspace(self, problem: Problem, *, config: TritonConfig | None = None) -> int:
         """Return the bytes of partial results that a call without padding holds at a time.
@@ -211,5 +210,5 @@ def _memory_refuses(problem: Problem, config: TritonConfig) -> str | None:
     """Refuse a limit on temporary memory that not even one batch row and key head fits."""
     most = problem.options.max_workspace
     if most is not None and (least := _least_workspace(problem, config)) > most:
-        return f"needs {least} bytes of workspace for one batch row and key head, more than max_workspace = {most}"
+        return cost.workspace_text(least, most)
     return None

@@ -14,6 +14,7 @@ import torch
 
 import sparsemoc as moc
 from sparsemoc.backends import Problem
+from sparsemoc.backends.protocol import OPERATIONS
 from sparsemoc.backends.triton import forward, gpu
 from sparsemoc.backends.triton.config import TritonConfig, default_config
 from sparsemoc.backends.triton.entry import BACKEND
@@ -163,12 +164,13 @@ def test_a_config_of_the_caller_is_taken_and_changes_no_value_much() -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_the_search_space_starts_with_the_default(capability: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_space_is_of_the_gpu_at_hand(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "capability", lambda problem: capability)
-    space = BACKEND.search_space(_problem("cpu"), "attend")
-    assert space[0] == default_config(8, "float16", capability)
-    assert len(set(space)) == len(space) > 3
+    for operation in OPERATIONS:
+        space = BACKEND.search_space(_problem("cpu"), operation)
+        assert space[0] == default_config(8, "float16", capability)
+        assert len(set(space)) == len(space) > 1
+        assert BACKEND.estimate(_problem("cpu"), operation, space[1]).reason is None
 
 
 def test_nothing_reads_the_device() -> None:

@@ -20,6 +20,7 @@ import torch
 
 import sparsemoc as moc
 from sparsemoc.backends import Problem, Randomness, Result
+from sparsemoc.backends.protocol import Hardware
 from sparsemoc.backends.triton import entry, gpu, jax_calls
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.entry import BACKEND
@@ -96,6 +97,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax_calls, "_launch", interpreted)
     monkeypatch.setattr(jax_calls, "refuses", lambda: None)
     monkeypatch.setattr(gpu, "capability", lambda problem: 90)
+    monkeypatch.setattr(gpu, "hardware", lambda problem: Hardware("pretended", "sm_90"))
 
 
 def drawn(shape: tuple[int, ...], seed: int, dtype: str = "float32") -> Any:

@@ -1,0 +1,137 @@
+"""What a block of a kernel takes of a GPU, and what GPUs have: shared memory, registers, peaks.
+
+Shared memory is a lower bound: the operands that stay, as many steps of the loop as are in flight at once, and, in the
+gradients, one tile of weights. The compiler may need more, for what changes its layout on the way; so no config is
+refused that could run. Registers are a rough fit to what the compiler says, those that it spills included.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Most registers of a thread.
+REGISTERS = 255
+#: Registers, and bytes of shared memory that the system takes of each block, of a multiprocessor.
+_REGISTER_FILE, _RESERVED = 65536, 1024
+
+
+class Gpu(NamedTuple):
+    """The limits of a multiprocessor, and the peaks of one GPU of the architecture.
+
+    Attributes:
+        shared, shared_all: most bytes of shared memory of a block, and of a multiprocessor.
+        threads: most of a multiprocessor.
+        processors: multiprocessors.
+        flops: of 16-bit products, a second, without sparsity; those of tf32 are half.
+        bandwidth: bytes a second, of device memory.
+    """
+
+    shared: int
+    shared_all: int
+    threads: int
+    processors: int
+    flops: float
+    bandwidth: float
+
+
+def _gpu(kib: int, threads: int, processors: int, tflops: float, gigabytes: float) -> Gpu:
+    """Return a GPU; the system keeps 1 KB of a multiprocessor's shared memory for each block."""
+    return Gpu(kib * 1024, (kib + 1) * 1024, threads, processors, tflops * 1e12, gigabytes * 1e9)
+
+
+#: By compute capability. Limits: CUDA C++ Programming Guide, technical specifications by compute capability. Peaks:
+#: NVIDIA's data sheets of A100 SXM 80 GB, A40, Jetson AGX Orin, L40S, H100 SXM, B200, B300, GeForce RTX 5090, GB10.
+GPUS = {
+    80: _gpu(163, 2048, 108, 312, 2039),
+    86: _gpu(99, 1536, 84, 150, 696),
+    87: _gpu(163, 1536, 16, 43, 205),
+    89: _gpu(99, 1536, 142, 362, 864),
+    90: _gpu(227, 2048, 132, 989, 3350),
+    100: _gpu(227, 2048, 148, 2250, 8000),
+    103: _gpu(227, 2048, 148, 2250, 8000),
+    120: _gpu(99, 1536, 170, 210, 1792),
+    121: _gpu(99, 1536, 48, 62, 273),
+}
+#: Architectures whose warps multiply in groups of four, from shared memory: one step more is in flight.
+WARPGROUPS = (90, 100, 103)
+#: Those whose accumulators, and weights, lie in a memory of their own.
+TENSOR_MEMORY = (100, 103)
+
+
+def gpu_of(capability: int) -> Gpu:
+    """Return the GPU of a compute capability, or of the next lower one that is known."""
+    known = [one for one in GPUS if one <= capability]
+    return GPUS[max(known, default=min(GPUS))]
+
+
+class Tile(NamedTuple):
+    """The tile of a kernel of pairs: rows and keys at a time, the widths of q and v, bytes of an element."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    depth: int
+    v_depth: int
+    item: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps
+
+    def grouped(self, capability: int, length: int) -> bool:
+        """Return whether groups of four warps multiply, which takes 64 rows of the product, `length` of them here."""
+        return capability in WARPGROUPS and length >= 64 and self.warps >= 4
+
+    def steps(self, capability: int, length: int) -> int:
+        """Return how many steps of the loop hold their operands in shared memory at once, at least."""
+        return self.stages - (self.item == 4 or not self.grouped(capability, length))
+
+    def staying(self, length: int) -> int:
+        """Return the elements of two operands of a length that stay; parts of float32 may take turns."""
+        return length * (max(self.depth, self.v_depth) if self.item == 4 else self.depth + self.v_depth)
+
+
+class Needs(NamedTuple):
+    """Bytes of shared memory of a block, at least, and registers of a thread, about."""
+
+    shared: int
+    registers: float
+
+
+def attend_needs(tile: Tile, capability: int) -> Needs:
+    """Return the needs of the forward: the queries stay, keys and values pass."""
+    shared = tile.rows * tile.depth + tile.steps(capability, tile.rows) * tile.keys * (tile.depth + tile.v_depth)
+    registers = 110 + (0.9 * tile.rows * tile.v_depth + 2 * tile.rows * tile.keys) / tile.threads
+    return Needs(shared * tile.item, registers + _thirds(tile, tile.rows, tile.depth))
+
+
+def grad_needs(tile: Tile, capability: int) -> Needs:
+    """Return the needs of the gradients of keys and values: these stay, queries and gradients of out pass."""
+    widths = tile.depth + tile.v_depth
+    weights = 0 if capability in TENSOR_MEMORY else tile.rows * tile.keys
+    shared = tile.staying(tile.keys) + tile.steps(capability, tile.keys) * tile.rows * widths + weights
+    registers = 170.0 if capability in WARPGROUPS else 200.0
+    registers += (0.6 * tile.keys * widths + tile.rows * tile.keys) / tile.threads
+    return Needs(shared * tile.item, registers + _thirds(tile, tile.keys, widths))
+
+
+def query_grad_needs(tile: Tile, capability: int) -> Needs:
+    """Return the needs of the gradients of queries in a fixed order: queries and gradients of out stay."""
+    widths = tile.depth + tile.v_depth
+    shared = tile.staying(tile.rows) + tile.steps(capability, tile.rows) * tile.keys * widths
+    registers = 60 + (1.5 * tile.rows * tile.depth + 3 * tile.rows * tile.keys) / tile.threads
+    return Needs(shared * tile.item, registers + _thirds(tile, tile.rows, widths))
+
+
+def _thirds(tile: Tile, length: int, width: int) -> float:
+    """Return the registers that products of float32 take more: their operands come in parts."""
+    return 2 * length * width / tile.threads if tile.item == 4 else 0
+
+
+def resident(gpu: Gpu, needs: Needs, warps: int) -> int:
+    """Return how many blocks a multiprocessor holds at once."""
+    threads = 32 * warps
+    by_registers = int(_REGISTER_FILE / (min(needs.registers, REGISTERS) * threads))
+    return max(1, min(gpu.shared_all // (needs.shared + _RESERVED), by_registers, gpu.threads // threads, 32))
