@@ -44,24 +44,37 @@ def _summary(values: NDArray[np.float64]) -> Summary:
     return Summary(median, p20, p80)
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    turn: float | None = None,
+    long: float = math.inf,
+    warm: Mapping[str, float] | None = None,
+) -> Times:
     """Warm up, then time every call once in each round; every other round goes backwards.
 
     Args:
         calls: what to time, by name. A result is dropped at once.
         rounds: how many rounds.
+        turn: seconds that a turn of a short call lasts, None for `TURN_SECONDS`.
+        long: seconds from which on a call is its whole turn, without one before it that is not timed.
+        warm: seconds of calls that have been made before; of those the long ones are not warmed up again.
     """
-    turns = {}
+    least, known = TURN_SECONDS if turn is None else turn, dict(warm or {})
     for name, call in calls.items():
-        call()  # compiles, and touches memory for the first time
-        turns[name] = max(1, math.ceil(TURN_SECONDS / max(_seconds(call, 1), 1e-6)))
+        if known.get(name, 0.0) < long:
+            call()  # compiles, and touches memory for the first time
+            known[name] = _seconds(call, 1)
+    turns = {name: max(1, math.ceil(least / max(known[name], 1e-6))) for name in calls}
     seconds = {name: np.empty(rounds) for name in calls}
     gc.collect()
     for round_ in range(rounds):
         names = list(calls)[:: 1 if round_ % 2 == 0 else -1]
         for name in names:
             # Memory that lay idle while the others ran comes back slowly: a turn begins with a call that is not timed.
-            calls[name]()
+            if known[name] < long:
+                calls[name]()
             seconds[name][round_] = _seconds(calls[name], turns[name])
     return Times(seconds)
 

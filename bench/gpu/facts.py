@@ -26,7 +26,7 @@ def look(report: Report) -> None:
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {machine.processor()}",
         "device_memory": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "capability": list(torch.cuda.get_device_capability()) if cuda else None,
-        "driver": _driver() if cuda else None,
+        "driver": driver() if cuda else None,
         "versions": {
             **machine.versions(),
             "triton": _version("triton"),
@@ -46,7 +46,8 @@ def _version(module: str) -> str | None:
         return None
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
+    """Return the version of the GPU's driver; None where nvidia-smi does not tell."""
     try:
         told = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],

@@ -1,0 +1,1 @@
+"""Backends and peers on named problems: `python -m bench.run`, from the root of the checkout. See bench/README.md."""
