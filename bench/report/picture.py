@@ -90,7 +90,9 @@ def png(picture: Picture, quick: bool) -> bytes:
         )
         figure.text(left, _EDGE / height, "\n".join(foot), size=7, color=FAINT, va="bottom", linespacing=1.25)
         if quick:
-            figure.text(0.985, 1 - 0.3 / height, QUICK, size=9, weight="bold", color="#B00020", va="center", ha="right")
+            figure.text(
+                1 - left, _EDGE / height, QUICK, size=9, weight="bold", color="#B00020", va="bottom", ha="right"
+            )
         buffer = io.BytesIO()
         # Without the version of matplotlib in the file the same records give the same bytes.
         figure.savefig(buffer, format="png", metadata={"Software": None})

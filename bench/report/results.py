@@ -123,3 +123,17 @@ def settings(records: Iterable[Record]) -> list[Setting]:
         for key, count in heads.items()
     ]
     return sorted(made, key=lambda setting: (setting.records[0]["tokens"], setting.problem, setting.dtype))
+
+
+def without_slow_dense(records: Iterable[Record]) -> list[Record]:
+    """Return records that have a time, but of dense contenders the fastest of each setting alone."""
+    timed = [record for record in records if median(record) is not None]
+    fastest: dict[tuple[object, ...], Record] = {}
+    for record in sorted(timed, key=lambda record: -(median(record) or 0.0)):
+        if record["computes"] == "dense":
+            fastest[_compared(record)] = record
+    return [record for record in timed if record["computes"] != "dense" or fastest[_compared(record)] is record]
+
+
+def _compared(record: Record) -> tuple[object, ...]:
+    return tuple(record[name] for name in ("problem", "mode", "dtype", "heads"))

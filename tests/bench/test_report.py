@@ -167,7 +167,7 @@ def test_the_newest_record_of_a_measurement_wins() -> None:
 
 
 def test_a_record_that_was_skipped_replaces_none_that_was_measured_and_a_wrong_one_does() -> None:
-    late = {"time": "2032-01-01T00:00:00+00:00"}
+    late: Record = {"time": "2032-01-01T00:00:00+00:00"}
     kept = choose(record(), without_time("skipped: no time left", **late)).problems
     assert [r["reason"] for r in kept] == [None]
     assert [r["reason"] for r in choose(record(), without_time("wrong: out", **late)).problems] == ["wrong: out"]
@@ -175,7 +175,7 @@ def test_a_record_that_was_skipped_replaces_none_that_was_measured_and_a_wrong_o
 
 def test_the_heads_measured_last_are_compared() -> None:
     settings = import_module("bench.report.results").settings
-    late = {"time": "2032-01-01T00:00:00+00:00", "heads": 2}
+    late: Record = {"time": "2032-01-01T00:00:00+00:00", "heads": 2}
     few, many = (
         [record(**late), record(contender="torch flex", **late)],
         [record(), record(contender="torch sdpa flash")],
@@ -237,35 +237,43 @@ def test_no_records_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"there are no records at {tmp_path}. Hint: python -m bench.run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["", " fake-cpu"])
 def test_readme_is_written_between_its_markers_the_same_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.machine.ROOT", tmp_path)
     readme = tmp_path / "README.md"
     before, after = "# Title\n\nno figures\n\n", "\n\nthe rest <!-- bench:other -->\n"
-    readme.write_text(f"{before}<!-- bench:begin{name} -->stale<!-- bench:end{name} -->{after}")
+    readme.write_text(f"{before}<!-- bench:begin -->stale<!-- bench:end -->{after}")
     shares = [{"what": "share", "value": 1.1, "required": 0.87, "met": True}]
     case = cpu("shots", "forward", 16384, {"ours": times(0.5), "dense": times(3.25)}, shares)
-    file = write(tmp_path / "x.jsonl", [*everything(), case])
+    problems = [record("large/hd", name, routing=None) for name in ("numba", "torch sdpa flash")]
+    file = write(tmp_path / "x.jsonl", [*problems, *growth(), case, *list(grid())[:2]])
     assert report(file, "--readme") == 0
     text = readme.read_text()
-    assert text.startswith(f"{before}<!-- bench:begin{name} -->\n\n| problem |")
-    assert text.endswith(f"\n\n<!-- bench:end{name} -->{after}")
+    assert text.startswith(f"{before}<!-- bench:begin -->\n\n| problem |")
+    assert text.endswith(f"\n\n<!-- bench:end -->{after}")
     assert "stale" not in text
     row = "| `large/hd` | 75,600 | 4 of 40 heads | float32 | forward | 22.3 s (numba) | 89.2 s (torch sdpa flash) "
-    assert row + "| 4.0x (3.8x to 4.2x) | 5.2x | 76 % | 4.0 % | 0.10 |" in text
+    assert row + "| 4.0x (3.8x to 4.2x) | 5.2x | 76 % |  | 0.10 |" in text
     assert "| `shots` | forward with routing | 500 ms | 3.25 s | 165.49 | 1.10 | 0.87 |  |" in text
     assert "65,536 tokens take 655 ms, 1.25 (goal 1.3) times as long" in text
     shown = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert shown == [
-        f"docs/bench/fake-cpu-{name}.png"
-        for name in ("speedup-numba-float32", "growth", "crossover-numba-forward-float32")
-    ]
+    names = ("speedup-numba-float32", "growth", "crossover-numba-forward-float32")
+    assert shown == [f"docs/bench/fake-cpu-{name}.png" for name in names]
     first = {path: (tmp_path / path).read_bytes() for path in shown}
     assert report(file, "--readme") == 0
     assert readme.read_text() == text
     assert {path: (tmp_path / path).read_bytes() for path in shown} == first
+
+
+def test_markers_that_name_the_machine_are_preferred(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    others = "<!-- bench:begin -->a<!-- bench:end --><!-- bench:begin other -->b<!-- bench:end other -->"
+    readme.write_text(f"{others}<!-- bench:begin fake-cpu -->c<!-- bench:end fake-cpu -->")
+    assert import_module("bench.report.readme").rewrite(readme, choose(record()), []) == [readme]
+    text = readme.read_text()
+    assert text.startswith(f"{others}<!-- bench:begin fake-cpu -->\n\n| problem |")
+    assert text.endswith("`.\n\n<!-- bench:end fake-cpu -->")
 
 
 @pytest.mark.parametrize(
@@ -305,6 +313,24 @@ def test_inputs_of_the_backward_hold_the_gradient_of_out() -> None:
     made = record(tokens=100, queries=10, heads=4, kv_heads=2, head_dim=8, v_head_dim=16, dtype="bfloat16")
     assert size(made) == 2 * (10 * 4 * 8 + 100 * 2 * (8 + 16))
     assert size(made | {"mode": "forward+backward"}) == size(made) + 2 * 10 * 4 * 16
+
+
+def test_of_dense_contenders_the_fastest_of_a_setting_alone_stays() -> None:
+    few = import_module("bench.report.results").without_slow_dense
+    ours, dense = record(), record(contender="torch sdpa flash")
+    slow = dense | {"contender": "math", "seconds": times(99.0)}
+    assert few([slow, ours, dense, without_time("skipped", contender="torch flex")]) == [ours, dense]
+    other = slow | {"mode": "forward+backward"}
+    assert few([slow, dense, other]) == [dense, other]
+
+
+def test_a_row_of_the_grid_is_drawn_beside_the_dense_time_of_each_length() -> None:
+    results = choose(*grid())
+    time = import_module("bench.report.figures.time")
+    (picture,) = time.IDEA.pictures(results, import_module("bench.report.looks").Looks(results.all))
+    drawn = [(r["tokens"], r["contender"], r["top_k"]) for r in picture.records]
+    lengths = (2048, 8192, 32768, 131072)
+    assert sorted(drawn) == sorted([(n, "numba", 16) for n in lengths] + [(n, "torch sdpa flash", 1) for n in lengths])
 
 
 def test_contenders_keep_their_look_whatever_is_drawn() -> None:

@@ -11,19 +11,20 @@ from bench.report.picture import Legend
 from bench.report.results import Setting
 
 
-def tokens_axis(axes: Any, tokens: Sequence[float], label: str = "tokens") -> None:
-    """Make the x axis one of tokens, in powers of two, with ticks where something was measured."""
+def tokens_axis(axes: Any, tokens: Sequence[float], room: float = 0.07) -> None:
+    """Make the x axis one of tokens, logarithmic, with ticks where something was measured; see `apart` for `room`."""
     axes.set_xscale("log", base=2)
-    ticks = apart(tokens)
+    ticks = apart(tokens, room)
     axes.set_xticks(ticks, [wording.count(n) for n in ticks])
-    axes.set_xlabel(label)
+    axes.set_xlabel("tokens")
 
 
-def apart(values: Sequence[float], factor: float = 1.6) -> list[float]:
-    """Return those of some values that stand so far apart that their labels do not touch, the largest kept."""
+def apart(values: Sequence[float], room: float = 0.07) -> list[float]:
+    """Return those of some values whose labels do not touch on a logarithmic axis, each `room` of it wide."""
+    least = (max(values) / min(values)) ** room
     kept: list[float] = []
     for value in sorted(set(values), reverse=True):
-        if not kept or value * factor <= kept[-1]:
+        if not kept or value * least <= kept[-1]:
             kept.append(value)
     return kept[::-1]
 

@@ -59,7 +59,7 @@ def _paint(figure: Any, records: Sequence[Record], looks: Looks) -> Legend:
     pair.set(title="Time per kept (query, key) pair", ylabel="nanoseconds", ylim=(0, 1.4 * max(high)))
     pair.legend(loc="lower left")
     for axes in (whole, pair):
-        tokens_axis(axes, tokens)
+        tokens_axis(axes, tokens, 0.12)
     return {}
 
 

@@ -76,7 +76,7 @@ def _scatter(figure: Any, records: Sequence[Record], looks: Looks) -> Legend:
             *zip(*points, strict=True), linestyle="none", markersize=8, **looks[name].line, label=looks.label(name)
         )
     axes.set_xscale("log", base=2)
-    ticks = apart([record["chunks"] for record in records], 1.4)
+    ticks = apart([record["chunks"] for record in records])
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set(xlabel="chunks", ylabel="% of the forward's time")
     axes.set_ylim(0)

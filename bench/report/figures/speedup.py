@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from bench.report import wording
-from bench.report.figures.axes import legend_of, problem_rows, size_of
+from bench.report.figures.axes import legend_of, problem_rows, size_of, word_ticks
 from bench.report.looks import BACKWARD, FORWARD, IDEAL, INK, RULE, Looks
 from bench.report.picture import Idea, Legend, Picture
 from bench.report.records import Record
@@ -68,10 +68,12 @@ def _picture(rows: list[_Row], left_out: list[str], contender: str, dtype: str) 
 
 
 def _paint(figure: Any, rows: Sequence[_Row]) -> Legend:
+    """Draw bars that begin at 1, on a logarithmic axis: twice as fast is as long as twice as slow."""
     axes = figure.subplots()
+    axes.set_xscale("log")
     modes = [mode for mode in _MODES if any(mode in row.records for row in rows)]
     thick = 0.76 / len(modes)
-    furthest = 1.0
+    ends = [1.0]
     for row, (_, records) in enumerate(rows):
         for number, mode in enumerate(modes):
             if mode not in records:
@@ -79,16 +81,22 @@ def _paint(figure: Any, rows: Sequence[_Row]) -> Legend:
             dense, ideal = records[mode]["dense"], records[mode]["pair_ratio"]
             value, low, high = (dense["speedup"][name] for name in ("median", "p20", "p80"))
             y = row + (number - (len(modes) - 1) / 2) * thick
-            axes.barh(y, value, thick * 0.94, color=_MODES[mode], label=mode)
+            axes.barh(y, value - 1, thick * 0.94, left=1, color=_MODES[mode], label=mode)
             axes.plot([low, high], [y, y], color=INK, linewidth=1)
             axes.plot([ideal, ideal], [y - thick * 0.47, y + thick * 0.47], color=IDEAL, linewidth=2.5)
-            text = f"{wording.times(value)}   {wording.percent(dense['share'])} of the ideal {wording.times(ideal)}"
-            axes.text(max(high, ideal, value), y, f"  {text}", va="center", size=8, color=INK)
-            furthest = max(furthest, high, ideal, value)
+            axes.annotate(
+                f"{wording.times(value)}   {wording.percent(dense['share'])} of the ideal {wording.times(ideal)}",
+                (max(high, ideal), y), (7, 0), textcoords="offset points", va="center", size=8, color=INK,
+            )  # fmt: skip
+            ends += [low, value, high, ideal]
     axes.plot([], [], "|", color=IDEAL, markersize=10, markeredgewidth=2.5, label="ideal: dense pairs / kept pairs")
-    axes.axvline(1, color=RULE, linestyle="--", linewidth=1, zorder=0.5)
+    axes.axvline(1, color=RULE, linewidth=1)
     problem_rows(axes, [row.setting for row in rows], [size_of(row.setting) for row in rows])
-    axes.set(xlabel="times as fast as dense attention (dashed: equal)", xlim=(0, furthest * 1.42))
+    least, most = 0.85 * min(ends), max(ends)
+    axes.set(
+        xlabel="times as fast as dense attention (left of 1x: slower)", xlim=(least, most * (most / least) ** 0.52)
+    )
+    word_ticks(axes.xaxis, lambda value: f"{value:g}x")
     return legend_of(axes)
 
 

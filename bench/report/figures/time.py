@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from bench.report.figures.axes import legend_of, tokens_axis, word_ticks
 from bench.report.looks import INK, RULE, Looks
 from bench.report.picture import Idea, Legend, Picture
 from bench.report.records import Record, median
-from bench.report.results import Results, Setting, settings
+from bench.report.results import Results, Setting, settings, without_slow_dense
 
 _LENGTHS = 3  # from which on a line says how time grows
 _MODES = ("forward", "forward+backward")
@@ -28,18 +29,18 @@ def _pictures(results: Results, looks: Looks) -> Iterator[Picture]:
         yield Picture(
             name=wording.slug(f"time-problems-{mode}-{dtype}"),
             title=f"{_TITLE}: {mode} of the named problems",
-            subtitle=f"{dtype}, median of one call, per head of 64 or 128 as the problem has it",
+            subtitle=f"{dtype}, median of one call for each head; of dense contenders the fastest alone",
             how="One column of marks is one problem; a cross is where our time would be if it "
             "grew from the shortest problem on as kept pairs do, a plus where dense time would be if it grew as "
             "dense pairs do.",
-            records=[record for setting in mine for record in setting.records],
+            records=without_slow_dense(record for setting in mine for record in setting.records),
             height=4.2,
             paint=partial(_problems, mine=mine, looks=looks),
         )
 
 
 def _problems(figure: Any, mine: Sequence[Setting], looks: Looks) -> Legend:
-    records = [record for setting in mine for record in setting.records]
+    records = without_slow_dense(record for setting in mine for record in setting.records)
     own = [setting.ours for setting in mine if setting.ours is not None]
     dense = [record for record in records if record["computes"] == "dense"]
     axes = figure.subplots()
@@ -54,28 +55,40 @@ def _problems(figure: Any, mine: Sequence[Setting], looks: Looks) -> Legend:
 
 
 def _grid(results: Results, looks: Looks) -> Iterator[Picture]:
-    """Yield, of the crossover grid, the top_k that was measured at most lengths, for each mode and dtype."""
-    timed = [record for record in results.crossover if record["mode"] in _MODES and median(record) is not None]
+    """Yield, for each mode and dtype, one row of the crossover grid, and dense attention at the same lengths."""
+    timed = [r for r in results.crossover if r["mode"] in _MODES and median(r) is not None]
     for mode, dtype in dict.fromkeys((record["mode"], record["dtype"]) for record in timed):
         same = [record for record in timed if (record["mode"], record["dtype"]) == (mode, dtype)]
-        ours = [record for record in same if record["kind"] == "backend"]
-        spans = {k: len({r["tokens"] for r in ours if r["top_k"] == k}) for k in sorted({r["top_k"] for r in ours})}
-        top_k = max(spans, key=lambda k: spans[k], default=None)
-        if top_k is None or spans[top_k] < _LENGTHS:
+        ours = _row([record for record in same if record["computes"] == "moc"])
+        if len({record["tokens"] for record in ours}) < _LENGTHS:
             continue
-        mine = sorted((r for r in same if r["top_k"] == top_k), key=lambda record: int(record["tokens"]))
-        last = mine[-1]
+        # What is dense is the same for each row of the grid, and may have been measured for one alone.
+        dense = {(r["contender"], r["tokens"]): r for r in same if r["computes"] == "dense"}
+        mine = sorted([*ours, *dense.values()], key=lambda record: int(record["tokens"]))
+        last = max(ours, key=lambda record: int(record["tokens"]))
         yield Picture(
             name=wording.slug(f"time-grid-{mode}-{dtype}"),
             title=f"{_TITLE}: {mode}",
-            subtitle=f"{dtype}, {last['heads']} heads of {last['head_dim']}, top {top_k}, "
-            f"chunks of {_range([round(record['chunk']) for record in mine])} keys; time of one head",
+            subtitle=f"{dtype}, {last['heads']} heads of {last['head_dim']}, {last['chunks']} chunks at the longest, "
+            f"top {last['top_k']}: {_range([r['density'] for r in ours], wording.percent)} of all pairs",
             how="Both axes are logarithmic: a line as steep as the dotted one grows with the square of the tokens, one "
             "as steep as the dashed one with the kept pairs; both guides start at our first point.",
             records=mine,
             height=4.2,
             paint=partial(_lines, records=mine, looks=looks),
         )
+
+
+def _row(records: Sequence[Record]) -> list[Record]:
+    """Return the row of the grid that has most lengths; of several, the one of a density closest to an eighth."""
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        rows.setdefault(str(record["problem"]).rpartition("/")[2], []).append(record)
+
+    def rank(row: list[Record]) -> tuple[int, float]:
+        return len({record["tokens"] for record in row}), -abs(math.log(8 * row[-1]["density"]))
+
+    return max(rows.values(), key=rank, default=[])
 
 
 def _lines(figure: Any, records: Sequence[Record], looks: Looks) -> Legend:
@@ -88,8 +101,8 @@ def _lines(figure: Any, records: Sequence[Record], looks: Looks) -> Legend:
         axes.fill_between(tokens, low, high, color=looks[name].colour, alpha=0.2, linewidth=0)
         axes.plot(tokens, [_of_head(r) for r in mine], markersize=7, **looks[name].line, label=looks.label(name))
     own = [record for record in records if record["contender"] == names[0]]
-    _guide(axes, own, _kept_pairs, "in proportion to kept pairs", linestyle="--", color=INK)
     _guide(axes, own, _dense_pairs, "in proportion to dense pairs", linestyle=":", color=RULE)
+    _guide(axes, own, _kept_pairs, "in proportion to kept pairs", linestyle="--", color=INK)
     return _finish(axes, [record["tokens"] for record in records])
 
 
@@ -101,9 +114,8 @@ def _guide(axes: Any, records: Sequence[Record], work: Callable[[Record], float]
         axes.plot([r["tokens"] for r in records], times, linewidth=1.3, label=label, zorder=3, **look)
 
 
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+def _range(values: Sequence[float], word: Callable[[float], str]) -> str:
+    return " to ".join(dict.fromkeys((word(min(values)), word(max(values)))))
 
 
 def _of_head(record: Record) -> float:
