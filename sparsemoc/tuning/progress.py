@@ -1,11 +1,14 @@
-"""Progress of a search: what is measured now, the best so far, and the time left."""
+"""Progress of a search: what is measured now, the best so far, and the time left; as lines of text."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from sparsemoc.spec.errors import SpecError, describe
+from sparsemoc.tuning.outcome import fields_of
+from sparsemoc.tuning.work import Work
 
 
 class Progress:
@@ -41,3 +44,29 @@ def printed(line: str) -> None:
     """Write a line to standard error where a person reads it."""
     if sys.stderr.isatty():
         print(line, file=sys.stderr, flush=True)  # noqa: T201  asked for by `tune`
+
+
+def titled(work: Work) -> str:
+    """Return a few words for an operation and its problem."""
+    problem, plan = work.problem, work.problem.plan
+    tokens = f"{plan.q_tokens}" if plan.q_tokens == plan.k_tokens else f"{plan.q_tokens} x {plan.k_tokens}"
+    heads = f"{problem.heads}" if problem.group == 1 else f"{problem.heads}/{problem.kv_heads}"
+    batch = f"batch {problem.batch}, " if problem.batch > 1 else ""
+    return (
+        f"{work.backend.name} {work.operation}: {batch}{tokens} tokens, {heads} heads x {problem.head_dim}, "
+        f"{problem.dtype}"
+    )
+
+
+def changed(config: Any, default: Any) -> str:
+    """Return the fields in which a config differs from the default."""
+    own, usual = fields_of(config), fields_of(default)
+    return ", ".join(f"{name}={value}" for name, value in own.items() if value != usual.get(name)) or "default"
+
+
+def timed(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
+from time import perf_counter
 from typing import Any
 
 from sparsemoc.spec.checks import whole
 from sparsemoc.spec.errors import SpecError, describe
 from sparsemoc.tuning import resolve as resolution
 from sparsemoc.tuning.outcome import Outcome, config_of
-from sparsemoc.tuning.progress import Progress, printed
+from sparsemoc.tuning.progress import Progress, printed, titled
 from sparsemoc.tuning.store import Store
 from sparsemoc.tuning.work import Work
 
@@ -60,24 +60,32 @@ class Session:
             ):  # fmt: skip
                 self.reused.add(place)
                 return
-            from sparsemoc.tuning.search import cannot_tune, search  # here, for calls that tune nothing
+            from sparsemoc.tuning.candidates import cannot_tune  # here, for calls that tune nothing
+            from sparsemoc.tuning.search import NotTuned, search
 
             reason = cannot_tune(work) or ("the budget is used up" if self.left <= 0 else None)
             if reason is not None:
-                self.skipped[place] = reason
+                self._skip(work, reason)
                 return
-            start = time.perf_counter()
+            start = perf_counter()
             try:
-                outcome = search(work, self.left * SHARE, self.max_configs, self.progress)
+                self._keep(work, search(work, self.left * SHARE, self.max_configs, self.progress))
+            except NotTuned as why:
+                self.skipped[place] = str(why)
             finally:
-                self.spent += time.perf_counter() - start
-            if outcome is not None:
-                self._keep(work, outcome)
+                self.spent += perf_counter() - start
+
+    def _skip(self, work: Work, reason: str) -> None:
+        self.skipped[work.environment, work.key] = reason
+        self.progress.tell(f"not tuned: {titled(work)}: {reason}")
 
     def _keep(self, work: Work, outcome: Outcome) -> None:
         self.outcomes[work.environment, work.key] = outcome
         resolution.remember(work.environment, work.key, config_of(work.backend, work.problem, outcome.config))
-        self.unsaved = Store().save(work.environment, work.key, outcome) or self.unsaved
+        unsaved = Store().save(work.environment, work.key, outcome)
+        if unsaved is not None:
+            self.unsaved = unsaved
+            self.progress.tell(f"  not saved, and so for this process only: {unsaved}")
 
 
 #: The open blocks, the innermost last. Of the whole process: autograd and host callbacks run in threads of their own.
