@@ -4,9 +4,9 @@ The numbers are nominal: two fused multiply-adds of vectors a cycle, and the byt
 the order of configs. For a tile of R rows and K keys, cut in strips of at most STRIP rows:
 
     product(r, width, terms)  = ceil(width / 2 vectors) * (terms * max(r, LATENCY) + CALL)
-    forward, a strip          = product(r, K, D) + product(r, Dv, K) + EXP * r * K / lanes
+    forward, a strip          = max(product(r, K, D) + product(r, Dv, K), bytes of keys and values / rate(the tile))
+                                + EXP * r * K / lanes
                                 + bytes of its rows (q; out twice) / rate(state of the query block)
-                                + bytes of the tile's keys and values / rate(the tile)
                                 + bytes of its logits, four times / rate(32 KB cache or the next)
     forward, a tile           = its strips + bytes of its keys and values / rate(those of the head)
     backward, a tile          = its strips, five products + sums of dk and dv, twice / rate(the tile) + buffers
@@ -30,7 +30,7 @@ from sparsemoc.backends.protocol import Estimate, Operation, Problem, lse_dtype
 from sparsemoc.backends.workload import Workload, workloads
 
 #: Cycles a second; of the fused multiply-add; of a call of a product; of a tile; to exponentiate a vector.
-HERTZ, LATENCY, CALL, TILE, EXP = 3e9, 4, 25, 300, 10
+HERTZ, LATENCY, CALL, TILE, EXP = 3e9, 4, 40, 300, 10
 #: Bytes a cycle of one core from each cache, and from memory.
 RATES = (64.0, 24.0, 10.0, 4.0)
 #: Cycles for a new page's byte; of a thread that waits for the others.
@@ -109,10 +109,10 @@ def _forward_tile(machine: _Machine, rows: float, keys: float, block: float, hel
     depth, v_depth = machine.depth, machine.v_depth
     strips = _strips(rows)
     each = rows / strips
-    strip = machine.product(each, keys, depth) + machine.product(each, v_depth, keys)
+    products = machine.product(each, keys, depth) + machine.product(each, v_depth, keys)
+    strip = max(products, machine.moved(keys * (depth + v_depth), keys * (depth + v_depth)))
     strip += EXP * each * keys / machine.lanes
     strip += machine.moved(each * (depth + 2 * v_depth), block * (depth + v_depth + 2))
-    strip += machine.moved(keys * (depth + v_depth), keys * (depth + v_depth))
     strip += machine.moved(4 * each * keys, each * keys)
     return TILE + strips * strip + machine.moved(keys * (depth + v_depth), held)
 
@@ -138,9 +138,10 @@ def _backward_tile(machine: _Machine, rows: float, keys: float, work: Workload) 
     strips = _strips(rows)
     each, parts = rows / strips, ceil(keys / STRIP)
     held = keys * (3 * depth + 2 * v_depth) + rows * (2 * keys + depth + v_depth)
-    strip = machine.product(each, keys, depth) + machine.product(each, keys, v_depth)
-    strip += machine.product(each, depth, keys) + 2 * EXP * each * keys / machine.lanes
-    strip += machine.moved(keys * (2 * depth + v_depth) + 3 * each * depth, held)
+    products = machine.product(each, keys, depth) + machine.product(each, keys, v_depth)
+    products += machine.product(each, depth, keys)
+    strip = max(products, machine.moved(keys * (2 * depth + v_depth), held))
+    strip += 2 * EXP * each * keys / machine.lanes + machine.moved(3 * each * depth, held)
     sums = parts * (machine.product(keys / parts, depth, rows) + machine.product(keys / parts, v_depth, rows))
     sums += machine.moved(2 * keys * (depth + v_depth), held) + machine.moved(6 * rows * keys, held)
     loads = machine.moved(rows * (depth + v_depth), work.queries * (depth + v_depth))
