@@ -88,9 +88,14 @@ class Tile(NamedTuple):
         """Return how many steps of the loop hold their operands in shared memory at once, at least."""
         return self.stages - (self.item == 4 or not self.grouped(capability, length))
 
-    def staying(self, length: int) -> int:
-        """Return the elements of two operands of a length that stay; parts of float32 may take turns."""
-        return length * (max(self.depth, self.v_depth) if self.item == 4 else self.depth + self.v_depth)
+    def staying(self, capability: int, length: int, *widths: int) -> int:
+        """Return the elements of operands of a length that stay, at least; parts of float32 may take turns.
+
+        With tensor memory those of float32 may lie there.
+        """
+        if self.item == 4:
+            return 0 if capability in TENSOR_MEMORY else length * max(widths)
+        return length * sum(widths)
 
 
 class Needs(NamedTuple):
@@ -102,7 +107,8 @@ class Needs(NamedTuple):
 
 def attend_needs(tile: Tile, capability: int) -> Needs:
     """Return the needs of the forward: the queries stay, keys and values pass."""
-    shared = tile.rows * tile.depth + tile.steps(capability, tile.rows) * tile.keys * (tile.depth + tile.v_depth)
+    shared = tile.staying(capability, tile.rows, tile.depth)
+    shared += tile.steps(capability, tile.rows) * tile.keys * (tile.depth + tile.v_depth)
     registers = 110 + (0.9 * tile.rows * tile.v_depth + 2 * tile.rows * tile.keys) / tile.threads
     return Needs(shared * tile.item, registers + _thirds(tile, tile.rows, tile.depth))
 
@@ -111,7 +117,11 @@ def grad_needs(tile: Tile, capability: int) -> Needs:
     """Return the needs of the gradients of keys and values: these stay, queries and gradients of out pass."""
     widths = tile.depth + tile.v_depth
     weights = 0 if capability in TENSOR_MEMORY else tile.rows * tile.keys
-    shared = tile.staying(tile.keys) + tile.steps(capability, tile.keys) * tile.rows * widths + weights
+    shared = (
+        tile.staying(capability, tile.keys, tile.depth, tile.v_depth)
+        + tile.steps(capability, tile.keys) * tile.rows * widths
+        + weights
+    )
     registers = 170.0 if capability in WARPGROUPS else 200.0
     registers += (0.6 * tile.keys * widths + tile.rows * tile.keys) / tile.threads
     return Needs(shared * tile.item, registers + _thirds(tile, tile.keys, widths))
@@ -120,7 +130,10 @@ def grad_needs(tile: Tile, capability: int) -> Needs:
 def query_grad_needs(tile: Tile, capability: int) -> Needs:
     """Return the needs of the gradients of queries in a fixed order: queries and gradients of out stay."""
     widths = tile.depth + tile.v_depth
-    shared = tile.staying(tile.rows) + tile.steps(capability, tile.rows) * tile.keys * widths
+    shared = (
+        tile.staying(capability, tile.rows, tile.depth, tile.v_depth)
+        + tile.steps(capability, tile.rows) * tile.keys * widths
+    )
     registers = 60 + (1.5 * tile.rows * tile.depth + 3 * tile.rows * tile.keys) / tile.threads
     return Needs(shared * tile.item, registers + _thirds(tile, tile.rows, widths))
 
