@@ -22,15 +22,16 @@ from bench.run import table
 from bench.run.budget import Budget, Pace, expected_pairs
 from bench.run.measure import Session, measure
 from bench.run.tuned import MOST_CONFIGS, QUICK_CONFIGS, Tuner
-from sparsemoc.backends.registry import backend_names, get_backend
+from sparsemoc.backends.registry import available_backends, backend_names, get_backend
 from sparsemoc.spec.errors import SparsemocError, SpecError
 from sparsemoc.tuning.problems import PROBLEMS, NamedProblem, named
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Problems of --quick; the first is measured in every mode, and in half precision too.
 QUICK_PROBLEMS = ("paper/single-shot", "cogvideox-5b/480p", "moba/32k", "decode/new-shot")
-#: Size, pace, seconds of everything and of tuning, with --quick and without.
+#: Size, and where Triton's interpreter takes part; pace, seconds of everything and of tuning, with --quick and without.
 QUICK_TOKENS, QUICK_HEADS = 256, 2
+INTERPRETED_TOKENS = 64
 QUICK_PACE, PACE = Pace(2, 0.02, 0.05), Pace(5, 0.2, 1.0)
 QUICK_BUDGET, BUDGET = 90.0, 1800.0
 QUICK_TUNING, TUNING = 12.0, 300.0
@@ -85,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     try:
-        problems = chosen(asked.problem, asked.quick)
         session = _session(asked, shlex.join(["python", "-m", "bench.run", *arguments]), say)
+        problems = chosen(asked.problem, asked.quick, _interprets(session.device, session.backends))
     except SparsemocError as error:
         say(str(error), "red")
         return 2
@@ -107,8 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(map(table.bad, records)) else 0
 
 
-def chosen(patterns: Sequence[str] | None, quick: bool) -> list[NamedProblem]:
+def chosen(patterns: Sequence[str] | None, quick: bool, interpreted: bool = False) -> list[NamedProblem]:
     """Return the problems of names or patterns, the cheapest first; tiny copies with --quick.
+
+    Args:
+        patterns: None for the default.
+        quick: whether tiny copies are wanted.
+        interpreted: whether Triton's interpreter takes part, so that they must be tinier.
 
     Raises:
         SpecError: a pattern fits no name.
@@ -119,8 +125,13 @@ def chosen(patterns: Sequence[str] | None, quick: bool) -> list[NamedProblem]:
         names |= dict.fromkeys(found or [named(pattern).name])
     problems = [PROBLEMS[name] for name in names]
     if quick:
-        return [one.shrunk(QUICK_TOKENS, one.heads) for one in problems]
+        return [one.shrunk(INTERPRETED_TOKENS if interpreted else QUICK_TOKENS, one.heads) for one in problems]
     return sorted(problems, key=lambda one: expected_pairs(one.plan(), 1) * one.head_dim)
+
+
+def _interprets(device: str, names: Sequence[str]) -> bool:
+    """Return whether Triton's interpreter is among the backends: kernels on the CPU, thousands of times slower."""
+    return device == "cpu" and "triton" in names and available_backends()["triton"] is None
 
 
 def _session(asked: argparse.Namespace, command: str, say: Callable[[str, str], None]) -> Session:
@@ -131,6 +142,7 @@ def _session(asked: argparse.Namespace, command: str, say: Callable[[str, str], 
         if name not in backend_names():
             get_backend(name, "bench.run")  # raises, and says which there are
     threads, pace = host.threads(device), QUICK_PACE if quick else PACE
+    heads = None if not quick else 1 if _interprets(device, names) else QUICK_HEADS
     tuning = asked.tune_budget_s or (QUICK_TUNING if quick else TUNING)
     progress = (lambda line: say(line, "dim")) if sys.stdout.isatty() else None
     return Session(
@@ -141,7 +153,7 @@ def _session(asked: argparse.Namespace, command: str, say: Callable[[str, str], 
         backends=names,
         peers=list(_peers(asked)),
         pace=pace if asked.rounds is None else replace(pace, rounds=asked.rounds),
-        heads=asked.heads or (QUICK_HEADS if quick else None),
+        heads=asked.heads or heads,
         budget=Budget(asked.budget_s or (QUICK_BUDGET if quick else BUDGET)),
         tuner=Tuner(0 if asked.no_tune else tuning, QUICK_CONFIGS if quick else MOST_CONFIGS, progress),
         dense_limit_s=asked.dense_limit_s,

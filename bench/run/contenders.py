@@ -58,6 +58,11 @@ class Contender:
     backend: Backend | None = None
     problem: Problem | None = None
 
+    @property
+    def tunable(self) -> bool:
+        """Whether tuning its call may find something: on the CPU kernels for a GPU are interpreted."""
+        return self.problem is not None and (self.problem.device == "cuda" or self.problem.framework == "numpy")
+
 
 def backends(names: Iterable[str], setting: Setting, x: Inputs, layout: moc.Layout) -> Iterator[Contender]:
     """Yield a contender for each backend; one that cannot run says so when it is prepared.

@@ -161,7 +161,7 @@ def _prepare(session: Session, setting: Setting, layout: moc.Layout, asked: Ques
     try:
         _check_room(session, entry.one, session.expected(entry.one, setting.dtype))
         call = entry.one.prepare()
-        if entry.one.backend is not None:
+        if entry.one.tunable:
             session.tuner.tune(call)
         start = time.perf_counter()
         given = dict(call())

@@ -212,3 +212,32 @@ def test_the_first_run_tunes_and_the_second_reuses(run: Run, capsys: Any) -> Non
     assert "reused 1 results" in capsys.readouterr().out
     assert second["config_source"] == {"attend": "cache"}
     assert second["config"] == first["config"]
+
+
+def test_quick_shows_every_mode_and_every_problem(run: Run, capsys: Any) -> None:
+    code, records = run("--quick", "--no-peers", "--no-tune", "--backend", "reference")
+    assert code == 0, capsys.readouterr().out
+    timed = {(one["problem"], one["dtype"], one["mode"]) for one in records if one["seconds"] is not None}
+    modes = ("forward", "forward+backward", "route", "attend")
+    names = ("paper/single-shot", "cogvideox-5b/480p", "moba/32k", "decode/new-shot")
+    assert timed == {
+        *(("paper/single-shot", "float32", mode) for mode in modes),
+        ("paper/single-shot", "bfloat16", "forward"),
+        *((name, "float32", mode) for name in names for mode in modes[:2]),
+    }
+    shown = capsys.readouterr().out
+    assert "s left]" in shown
+    assert all(name in shown for name in names)
+    assert "TFLOP/s" in shown
+    assert f"{len(timed)} of {len(timed)} timed" in shown
+
+
+def test_problems_come_by_pattern_and_the_cheapest_first(run: Run) -> None:
+    cli = import_module("bench.run.cli")
+    assert [one.name for one in cli.chosen(["wan-*", "ltx-2b/*"], quick=False)] == [
+        "ltx-2b/512p", "wan-1.3b/480p", "wan-14b/720p"
+    ]  # fmt: skip
+    assert {one.name for one in cli.chosen(None, quick=False)} == set(PROBLEMS)
+    (small,) = cli.chosen(["wan-14b/720p"], quick=True)
+    assert small.tokens < 400
+    assert small.heads == PROBLEMS["wan-14b/720p"].heads
