@@ -49,9 +49,9 @@ class Judge:
         self._whole: list[Whole] = []
         self._selected: Any = None
 
-    def default(self) -> Verdict:
-        """Run the backend's default and compare it with the reference."""
-        results = self._run(None)
+    def default(self, given: Any) -> Verdict:
+        """Compare what the backend's default has given with the reference."""
+        results = _named(self._work.operation, given)
         reason = self._misshapen(results)
         if reason is not None:
             return Verdict(reason)
@@ -80,7 +80,7 @@ class Judge:
         Of its gradients dq alone is compared with the reference: dk and dv are sums over all queries, which the
         reference would need long for, and those of the default stand for it.
         """
-        results = self._run(config)
+        results = _named(self._work.operation, self._work.run(config))
         reason = self._misshapen(results)
         if reason is not None:
             return Verdict(reason)
@@ -92,9 +92,6 @@ class Judge:
             return verdict
         wrong = (whole.wrong(result) for whole, result in zip(self._whole, results.values(), strict=True))
         return Verdict(next((reason for reason in wrong if reason is not None), None), verdict.share)
-
-    def _run(self, config: Any) -> dict[str, Any]:
-        return _named(self._work.operation, self._work.run(config))
 
     def _routes(self) -> RouteJudge:
         return RouteJudge(self._work.problem, *self._work.arguments)

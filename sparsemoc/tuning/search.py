@@ -37,7 +37,15 @@ TURN_SHARE = 1 / 200
 
 
 class NotTuned(Exception):  # noqa: N818  no error: the call goes on with what it would have had
-    """Nothing was found out; the text says why."""
+    """Nothing was found out; the text says why.
+
+    Attributes:
+        spent: seconds that it took.
+    """
+
+    def __init__(self, reason: str, spent: float) -> None:
+        super().__init__(reason)
+        self.spent = spent
 
 
 def search(work: Work, budget_s: float, max_configs: int, progress: Progress, clock: Clock | None = None) -> Outcome:
@@ -45,8 +53,8 @@ def search(work: Work, budget_s: float, max_configs: int, progress: Progress, cl
 
     Args:
         work: the operation.
-        budget_s: seconds. No config begins that would, by those before it, need more than is left; the default is
-            always run once.
+        budget_s: seconds, counted from the end of the first call under the default: that compiles, and the caller
+            would have waited for it anyway. No config begins that would, by those before it, need more than is left.
         max_configs: most configs to run, the default among them.
         progress: told of each config.
         clock: what measures, by default as the library of the arrays demands.
@@ -74,7 +82,7 @@ class _Search:
     def __init__(self, work: Work, budget_s: float, max_configs: int, progress: Progress, clock: Clock) -> None:
         self._work, self._progress, self._clock = work, progress, clock
         self._budget, self._most = budget_s, max_configs
-        self._start = clock.now()
+        self._start = 0.0
         self._default, *self._others = configs_of(work)
         self._judge = Judge(work)
         self._failed: list[Trial] = []
@@ -82,23 +90,34 @@ class _Search:
 
     @property
     def _left(self) -> float:
-        return self._budget - (self._clock.now() - self._start)
+        return self._budget - self._spent
+
+    @property
+    def _spent(self) -> float:
+        return self._clock.now() - self._start
 
     def run(self) -> Outcome:
         self._progress.tell(f"tune {titled(self._work)}; {1 + len(self._others)} configs, {self._budget:.3g} s")
         self._try_default()
         wanted = self._ranked()[: self._most - 1]
         if wanted and self._try_others(wanted) == 0:
-            raise NotTuned(f"the budget of {self._budget:.3g} s was used up before a config other than the default ran")
+            needed = self._spent + self._first_guess() + LEAST_ROUNDS * self._round_s(self._entrants[:1] * 2)
+            raise NotTuned(
+                f"the budget of {self._budget:.3g} s for this operation is too small to compare a config with the "
+                f"default. Hint: it takes about {math.ceil(needed)} s",
+                self._spent,
+            )
         del self._judge  # and with it the default's results
         return self._outcome(self._rounds())
 
     def _try_default(self) -> None:
-        verdict = self._judge.default()
+        results = self._work.run(None)
+        self._start = self._clock.now()
+        verdict = self._judge.default(results)
         if verdict.reason is not None:
             reason = f"the default's results differ from the reference: {verdict.reason}"
             self._progress.tell(f"  NOT TUNED, and not to be trusted: {reason}")
-            raise NotTuned(reason)
+            raise NotTuned(reason, self._spent)
         predicted = self._estimate(self._default).seconds
         default = _Entrant(self._default, predicted)
         self._entrants.append(default)
@@ -134,7 +153,7 @@ class _Search:
             begin = self._clock.now()
             expected = float(np.mean(spent)) if spent else self._first_guess()
             if expected + self._reserve() > self._left:
-                self._progress.tell(f"  no time is left for {len(wanted) - number + 2} more configs")
+                self._progress.tell(f"  left out for lack of time: {len(wanted) - number + 2} configs")
                 break
             self._try(number, len(wanted) + 1, entrant)
             spent.append(self._clock.now() - begin)
@@ -230,7 +249,7 @@ class _Search:
         seconds, usual = (float(np.median(one.turns)) for one in (winner, default))
         name = changed(winner.config, self._default)
         kept = "the default stays" if winner is default else f"{usual / seconds:.2f}x the default's speed: {name}"
-        self._progress.tell(f"  {kept}; {len(default.turns)} rounds, {self._budget - self._left:.3g} s")
+        self._progress.tell(f"  {kept}; {len(default.turns)} rounds, {self._spent:.3g} s")
         return Outcome(
             config=fields_of(winner.config),
             seconds=seconds,
@@ -238,7 +257,7 @@ class _Search:
             trials=(*(_trial(one) for one in self._entrants), *self._failed),
             space=1 + len(self._others),
             budget=self._budget,
-            spent=self._budget - self._left,
+            spent=self._spent,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
-from time import perf_counter
 from typing import Any
 
 from sparsemoc.spec.checks import whole
@@ -67,13 +66,14 @@ class Session:
             if reason is not None:
                 self._skip(work, reason)
                 return
-            start = perf_counter()
             try:
-                self._keep(work, search(work, self.left * SHARE, self.max_configs, self.progress))
+                outcome = search(work, self.left * SHARE, self.max_configs, self.progress)
             except NotTuned as why:
                 self.skipped[place] = str(why)
-            finally:
-                self.spent += perf_counter() - start
+                self.spent += why.spent
+            else:
+                self.spent += outcome.spent
+                self._keep(work, outcome)
 
     def _skip(self, work: Work, reason: str) -> None:
         self.skipped[work.environment, work.key] = reason

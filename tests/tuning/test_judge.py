@@ -30,11 +30,12 @@ UNSEEN = 1
 def judged(problem: Problem, operation: str, fault: Fault, config: int = 1) -> str:
     """Return what the judge says of what a fault makes of right results; an empty text if it lets them through."""
     backend = Planted()
-    judge = Judge(works(problem, backend)[operation])
+    work = works(problem, backend)[operation]
+    judge = Judge(work)
     if config == 0:
         backend.faults[0] = fault
-        return judge.default().reason or ""
-    assert judge.default().reason is None
+        return judge.default(work.run(None)).reason or ""
+    assert judge.default(work.run(None)).reason is None
     backend.faults[1] = fault
     return judge.candidate(PlantedConfig(number=1)).reason or ""
 
@@ -254,7 +255,7 @@ def test_a_right_backend_is_let_through(name: str) -> None:
     assert set(found) == {"pool", "route", "attend", "attend_backward"}
     for work in (*found.values(), without_d_lse(found["attend_backward"])):
         judge = Judge(work)
-        verdict = judge.default()
+        verdict = judge.default(work.run(None))
         assert verdict.reason is None
         assert verdict.share < 0.5
         assert judge.candidate(work.backend.default_config(work.problem)).reason is None
@@ -268,12 +269,13 @@ def test_tensors_are_judged_where_they_are() -> None:
     torch = pytest.importorskip("torch", reason="tensors")
     for dtype in (torch.float32, torch.bfloat16):
         base = works(PROBLEM, get_backend("reference"))["attend"]
-        backend = Planted(base=cast(Any, _Tensors(dtype)))
+        backend = Planted(base=cast("Any", _Tensors(dtype)))
         q, k, v = (torch.from_numpy(x).to(dtype) for x in base.arguments[:3])
         layout = replace(base.arguments[3], selected=torch.from_numpy(base.arguments[3].selected))
         problem = replace(base.problem, framework="torch", dtype=str(dtype).removeprefix("torch."))
-        judge = Judge(Work(backend, problem, "attend", (q, k, v, layout, 0.3)))
-        assert judge.default().reason is None
+        work = Work(backend, problem, "attend", (q, k, v, layout, 0.3))
+        judge = Judge(work)
+        assert judge.default(work.run(None)).reason is None
         assert judge.candidate(PlantedConfig(number=1)).reason is None
         backend.faults[1] = lambda r: Result(_scaled(r.out, (0, 75, UNSEEN)), r.lse)
         assert "out[0, 75, 1]" in str(judge.candidate(PlantedConfig(number=1)).reason)
