@@ -120,6 +120,12 @@ def test_short_calls_are_repeated_in_turn_with_the_best() -> None:
     assert outcome.spent > 0.1 * 2 * MOST_ROUNDS
 
 
+def test_the_best_is_timed_anew_beside_each_config() -> None:
+    """The machine was quiet while the default was timed first, and then no longer."""
+    outcome, _ = found(Planted({0: [0.5, 0.5, *([1.0] * 40)], 1: 0.8}))
+    assert outcome.config == {"number": 1}
+
+
 def test_few_enter_the_rounds() -> None:
     backend = Planted({0: 1.0, 1: 0.5, 2: 0.51, 3: 0.52, 4: 0.53, 5: 0.7})
     found(backend)
@@ -200,7 +206,7 @@ def test_a_config_that_takes_long_to_judge_ends_the_search() -> None:
 
 def test_a_budget_for_the_default_alone_finds_nothing_out() -> None:
     backend = Planted({0: 5.0, 1: 0.1})
-    with pytest.raises(NotTuned, match=r"budget of 3 s for this operation is too small .* Hint: it takes about 45 s"):
+    with pytest.raises(NotTuned, match=r"budget of 3 s for this operation is too small .* Hint: it takes about 50 s"):
         found(backend, budget_s=3.0)
     assert {number for _, number in backend.calls} == {0}
 
@@ -221,6 +227,8 @@ def test_lines_say_what_is_tried() -> None:
     assert "1: default, 1 s" in lines[1]
     assert "2/2: number=1, 500 ms, 2.00x the default's speed; best so far 2.00x (number=1)" in lines[2]
     assert "s left" in lines[2]
+    assert lines[3] == "  in rounds: number=1, 2.000x the default's speed, faster in 100%"
+    assert lines[4].startswith("  2.00x the default's speed: number=1; 31 rounds")
 
 
 def test_nothing_to_tune() -> None:
