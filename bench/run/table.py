@@ -79,8 +79,9 @@ def without(records: Iterable[Record]) -> list[str]:
     found: Counter[str] = Counter()
     for record in records:
         if record["reason"] is not None:
-            short = "--budget-s" in record["reason"]
-            found["skipped for want of time, see above" if short else f"{record['contender']}: {record['reason']}"] += 1
+            limits = [limit for limit in ("--budget-s", "--dense-limit-s") if limit in record["reason"]]
+            told = f"skipped by {limits[0]}, see above" if limits else f"{record['contender']}: {record['reason']}"
+            found[told] += 1
     return [f"without a time ({count}): {told}" for told, count in found.items()]
 
 
