@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-#: Most shared memory of a block, bytes, by compute capability (CUDA C++ Programming Guide, table of technical
-#: specifications: 163, 99 and 227 KB).
-SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+from sparsemoc.backends.triton.resources import GPUS
+
+#: Most shared memory of a block, bytes, by the compute capabilities that are compiled for.
+SHARED = {capability: GPUS[capability].shared for capability in (80, 89, 90, 100, 120)}
 #: Most registers of a thread, and most bytes of spills: of a kernel without flags, and of one whose flags say that it
 #: masks. Half of the spills of masked tiles stand beside loops that only NaN and infinities enter.
 REGISTERS, SPILLS, MASKED_SPILLS = 255, 384, 768

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu.report import Report, Setup
+from bench.peers.peer import first_line
 from bench.timing import Times
 from sparsemoc.spec.errors import UnsupportedError
 
@@ -58,11 +59,6 @@ def _free(setup: Setup) -> None:
         import torch
 
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its text."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no text')}"
 
 
 def interleaved(calls: Mapping[str, Call], rounds: int, setup: Setup) -> Times:

@@ -8,9 +8,10 @@ from typing import Any
 
 import sparsemoc as moc
 from bench.gpu import counts, peers, settings, truth
-from bench.gpu.clock import Call, first_line, interleaved, replayed, usable, wait
+from bench.gpu.clock import Call, interleaved, replayed, usable, wait
 from bench.gpu.report import Report
 from bench.gpu.settings import BACKEND, Arrays, Setting
+from bench.peers.peer import first_line
 from bench.timing import Times
 from sparsemoc.backends import get_backend
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import sparsemoc as moc
 from bench.gpu import settings
-from bench.gpu.clock import captured, first_line, wait
+from bench.gpu.clock import captured, wait
 from bench.gpu.exact import compare
 from bench.gpu.report import Report
 from bench.gpu.settings import BACKEND, Setting
+from bench.peers.peer import first_line
 
 #: q, k, v, d_out and key_lengths.
 Inputs = list[Any]

@@ -7,10 +7,11 @@ from typing import Any
 
 import sparsemoc as moc
 from bench.gpu import peers, settings
-from bench.gpu.clock import Call, first_line, interleaved, wait
+from bench.gpu.clock import Call, interleaved, wait
 from bench.gpu.figures import gradients
 from bench.gpu.report import Report
 from bench.gpu.settings import BACKEND, Arrays, Setting
+from bench.peers.peer import first_line
 
 #: Which stage a kernel belongs to, by the start of its name, the longest that fits; others are shown as "other".
 STAGES = {

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     add("--peers", action=argparse.BooleanOptionalAction, default=True, help="whether to time what others compute")
-    add("--peer", nargs="+", default=[], metavar="MODULE:FUNCTION", help="more peers: see bench/peers")
+    add("--peer", nargs="+", default=[], metavar="MODULE:FUNCTION", help="more peers: see bench/peers/entry.py")
     add("--rounds", type=int, help=f"rounds of each setting (default: {PACE.rounds}; --quick: {QUICK_PACE.rounds})")
     add("--heads", type=int, metavar="N", help="heads to measure (default: as many as fit the time)")
     add("--budget-s", type=float, metavar="S", help=f"seconds for everything (default: {BUDGET:g}; --quick: "
@@ -170,7 +170,7 @@ def _peers(asked: argparse.Namespace) -> Iterator[Callable[..., Any]]:
             raise SpecError(
                 f"bench.run: --peer must be module:function of a module that can be imported, got {name!r}."
             )
-        yield getattr(import_module(module), function)
+        yield import_module("bench.peers.entry").loaded(name)
 
 
 def _measured(asked: argparse.Namespace, session: Session, problems: Sequence[NamedProblem]) -> Iterator[Record]:

@@ -72,6 +72,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     for name, factor in (("right", 1), ("wrong", 1.01)):
         (tmp_path / f"planted_{name}.py").write_text(PLANTED.format(factor=factor))
     cli: Any = import_module("bench.run.cli")
+    entry: Any = import_module("bench.peers.entry")
+    own = entry.loaded
+    monkeypatch.setattr(entry, "loaded", lambda name: _planted(name) or own(name))
 
     def called(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
         out = tmp_path / "new" / "lines.jsonl"
@@ -80,6 +83,12 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         return code, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
     return called
+
+
+def _planted(name: str) -> Any:
+    """Return a planted source of several peers; None for a peer that is a function, as users write them."""
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function) if function == "peers" else None
 
 
 QUICK = ("--quick", "--no-peers", "--no-tune", "--problem", "paper/single-shot", "--dtype", "float32")
@@ -147,6 +156,35 @@ def test_a_wrong_contender_has_no_time_and_fails_the_run(run: Run, capsys: Any) 
     assert ours["seconds"] is not None
     assert ours["dense"] is None, "a wrong result is no baseline"
     assert "wrong: paper/single-shot: out is off by" in capsys.readouterr().out
+
+
+MINE = """
+import numpy as np
+
+
+def kernel(call, factor=1):
+    q, k, v, _ = call.arrays()
+    logits = np.einsum("bihd,bjhd->bhij", q, k).astype(np.float64) * call.scale
+    logits[~call.layout.dense_mask()] = -np.inf
+    weights = np.exp(logits - logits.max(3, keepdims=True))
+    weights /= weights.sum(3, keepdims=True)
+    return lambda: factor * np.einsum("bhij,bjhd->bihd", weights, v).astype(np.float32)
+
+
+def wrong(call):
+    return kernel(call, 1.01)
+"""
+
+
+def test_a_kernel_of_the_users_own_joins_and_is_checked(run: Run, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    arguments = (*QUICK, "--backend", "reference", "--mode", "attend", "--peer", "mine:kernel", "mine:wrong")
+    code, records = run(*arguments)
+    assert code == 1, capsys.readouterr().out
+    by_name = {one["contender"]: one for one in records}
+    assert by_name["mine:kernel"]["seconds"]["median"] > 0
+    assert by_name["mine:kernel"]["computes"] == "moc"
+    assert by_name["mine:wrong"]["reason"].startswith("wrong: paper/single-shot: out is off by")
 
 
 def test_a_backend_that_refuses_or_is_too_slow_says_so(run: Run, capsys: Any) -> None:
