@@ -14,6 +14,7 @@ from rich.table import Table
 from sparsemoc._version import __version__
 from sparsemoc.backends import available_backends, get_backend
 from sparsemoc.backends.processor import cores, processor
+from sparsemoc.tuning.store import Store
 from sparsemoc.video.clips import sample_folder
 from sparsemoc.video.errors import INSTALL, MissingExtraError
 
@@ -23,6 +24,7 @@ PACKAGES = (
     ("numba", "CPU backend", None),
     ("llvmlite", "compiler of numba", None),
     ("threadpoolctl", "threads of the CPU backend", None),
+    ("platformdirs", "folder of tuned results", None),
     ("ml_dtypes", "bfloat16 in NumPy", None),
     ("torch", "tensors with autograd, BlockMask exchange", "torch"),
     ("triton", "GPU backend", "triton"),
@@ -45,7 +47,7 @@ def command() -> None:
     console.print(
         f"sparsemoc {__version__}, Python {platform.python_version()}, {platform.platform()}", highlight=False
     )
-    for table in (_backends(), _devices(), _packages()):
+    for table in (_backends(), _devices(), _tuned(), _packages()):
         console.print(table)
     console.print(f"Extras: {INSTALL}.", style="dim", markup=False, highlight=False, soft_wrap=True)
 
@@ -76,6 +78,16 @@ def _devices() -> Table:
         table.add_row(f"gpu {index}", _status(None), name)
     if reason is not None:
         table.add_row("gpu", _status(reason), reason)
+    return table
+
+
+def _tuned() -> Table:
+    store = Store()
+    results, damaged = len(list(store.entries())), len(store.damaged())
+    reason = store.unwritable()
+    table = _table("Tuned results", "cache", "state", "what")
+    held = f"{results} results{f', {damaged} damaged files' if damaged else ''}; `sparsemoc tuned list`"
+    table.add_row(str(store.root), _status(reason), held if reason is None else f"{held}; not writable: {reason}")
     return table
 
 

@@ -12,7 +12,9 @@ import pytest
 
 import sparsemoc as moc
 from sparsemoc.cli import doctor
+from sparsemoc.tuning.store import Store
 from tests.cli.conftest import RunCommand
+from tests.tuning.samples import ENVIRONMENT, KEY, outcome
 
 
 def test_lists_every_backend_device_and_version(run: RunCommand) -> None:
@@ -22,6 +24,24 @@ def test_lists_every_backend_device_and_version(run: RunCommand) -> None:
     for name in (*moc.available_backends(), "cpu", "numpy", "numba", "torch", "matplotlib", "sample clips"):
         assert name in result.output
     assert importlib.metadata.version("numpy") in result.output
+
+
+def test_tells_what_the_cache_of_tuned_results_holds(
+    run: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMOC_CACHE_DIR", str(tmp_path / "cache"))
+    assert Store().save(ENVIRONMENT, KEY, outcome(tile=1)) is None
+    (Store().folder / ENVIRONMENT.digest / "entries" / "0.json").write_text("{")
+    assert "1 results, 1 damaged files" in _words(run("doctor").output)
+    monkeypatch.setenv("SPARSEMOC_CACHE_DIR", "/proc/nowhere")
+    told = _words(run("doctor").output)
+    assert "0 results" in told
+    assert "not writable: /proc/nowhere" in told
+
+
+def _words(table: str) -> str:
+    """Return the text of a table whose cells go over several lines."""
+    return re.sub(r"[│\s]+", " ", table)
 
 
 def test_says_why_a_backend_is_absent(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
