@@ -8,9 +8,10 @@ import sparsemoc as moc
 from bench.gpu import counts, settings, truth
 from bench.gpu.clock import Call, usable
 from bench.gpu.figures import OURS, ROUNDS, beside, checked, deterministic, gradients, speedup
-from bench.gpu.moba import Moba, route
 from bench.gpu.report import Report
 from bench.gpu.settings import Arrays, Setting
+from bench.peers.composition import Composition
+from bench.peers.router import Router
 
 MOBA = "+ MoBA composition"
 
@@ -43,12 +44,14 @@ def flashmoba(report: Report) -> None:
 
 def _moba(setting: Setting, x: Arrays, mode: str) -> dict[str, Call]:
     """Return the composition with its own routing: it routes, sorts and gathers in every call."""
-    plan = moc.plan(setting.spec)
-    chunk = int(plan.samples[0].chunk_lengths[0])
+    plan, heads, device = moc.plan(setting.spec), setting.heads, x.q.device.type
+    routes, composed = Router(plan, heads, device), Composition(plan, setting.kv_heads or heads, device)
 
     def call() -> Any:
-        composed = Moba(route(x.q, x.k, chunk, setting.spec.max_top_k), plan, own=True)
-        return composed.forward(*x.qkv) if mode == "forward" else composed.gradients(*x.qkv, x.d_out)
+        selected = routes(x.q, x.k)
+        return (
+            composed.forward(*x.qkv, selected) if mode == "forward" else composed.gradients(*x.qkv, selected, x.d_out)
+        )
 
     return {MOBA: call}
 
@@ -60,9 +63,10 @@ def _moba_agrees(report: Report, setting: Setting, x: Arrays, layout: moc.Layout
         return False
 
     def check() -> None:
-        composed = Moba(layout.selected[0].long(), layout.plan, own=True)
-        truth.check(setting, x, layout, {"out": composed.forward(*x.qkv)}, routes=False)
-        grads = zip(("dq", "dk", "dv"), composed.gradients(*x.qkv, x.d_out), strict=True)
+        selected = layout.selected[0].long()
+        composed = Composition(layout.plan, setting.kv_heads or setting.heads, x.q.device.type)
+        truth.check(setting, x, layout, {"out": composed.forward(*x.qkv, selected)[0]}, routes=False)
+        grads = zip(("dq", "dk", "dv"), composed.gradients(*x.qkv, selected, x.d_out)[1:], strict=True)
         truth.check(setting, x, layout, results | dict(grads), routes=False)
 
     return bool(usable(report, setting.name, {"MoBA composition": check}, peers=True))

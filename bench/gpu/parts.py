@@ -9,9 +9,9 @@ import sparsemoc as moc
 from bench.gpu import counts, peers, settings, truth
 from bench.gpu.clock import Call, interleaved, usable
 from bench.gpu.figures import OURS, ROUNDS, Beside, compare, engines, providers
-from bench.gpu.moba import Moba
 from bench.gpu.report import Report
 from bench.gpu.settings import BACKEND, Arrays, Setting
+from bench.peers.composition import Composition
 
 #: Tokens and chunk sizes of the routed pairs.
 TOKENS, CHUNKS = (65_536, 181_322), (1024, 512, 256, 128, 64)
@@ -67,8 +67,10 @@ def _moba(report: Report, setting: Setting, x: Arrays, layout: moc.Layout) -> di
     """Return the composition that MoBA published, if it runs here and is right."""
     name = "MoBA composition"
 
+    composed = Composition(layout.plan, setting.kv_heads or setting.heads, x.q.device.type)
+
     def call() -> Any:
-        return Moba(layout.selected[0].long(), layout.plan, own=False).forward(*x.qkv)
+        return composed.forward(*x.qkv, layout.selected[0].long())[0]
 
     def check() -> None:
         truth.check(setting, x, layout, {"out": call()}, routes=False)

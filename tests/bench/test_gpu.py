@@ -343,21 +343,23 @@ class PlainSequences:
 
 @needs_torch
 def test_the_composition_of_moba_computes_the_same(load: Load) -> None:
-    moba, setting, setup = load("moba"), load("settings").setting("flashmoba", True), _setup(load)
+    setting, setup = load("settings").setting("flashmoba", True), _setup(load)
+    composition: Any = import_module("bench.peers.composition")
+    router: Any = import_module("bench.peers.router")
     x = load("settings").arrays(setting, setup)
     q, k, v = x.qkv
     out, layout = moc.attention(q, k, v, setting.spec, return_layout=True)
-    routes = moba.route(x.q, x.k, 16, 3)
-    composed = moba.Moba(routes, layout.plan, own=True, sequences=PlainSequences())
-    assert (composed.forward(q, k, v) - out).abs().max() < 1e-5
+    routes = router.Router(layout.plan, q.shape[2], "cpu")(q, k)
+    composed = composition.Composition(layout.plan, k.shape[2], "cpu", PlainSequences())
+    assert (composed.forward(q, k, v, routes)[0] - out).abs().max() < 1e-5
     wanted = moc.attention_grads(q, k, v, setting.spec, x.d_out)
-    for grad, right in zip(composed.gradients(q, k, v, x.d_out), wanted, strict=True):
+    for grad, right in zip(composed.gradients(q, k, v, routes, x.d_out)[1:], wanted, strict=True):
         assert (grad - right).abs().max() < 1e-4
     routed = load("settings").routed(96, 16, True)
     q, k, v = load("settings").arrays(routed, setup).qkv
     fixed = load("counts").random_layout(routed, setup)
-    alone = moba.Moba(fixed.selected[0].long(), fixed.plan, own=False, sequences=PlainSequences())
-    assert (alone.forward(q, k, v) - moc.attend(q, k, v, fixed)).abs().max() < 1e-5
+    alone = composition.Composition(fixed.plan, k.shape[2], "cpu", PlainSequences())
+    assert (alone.forward(q, k, v, fixed.selected[0].long())[0] - moc.attend(q, k, v, fixed)).abs().max() < 1e-5
 
 
 @needs_torch
