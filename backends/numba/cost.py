@@ -60,7 +60,7 @@ class _Machine(NamedTuple):
 
 def refused(problem: Problem) -> str | None:
     """Return why no config can run a problem, or None: one key head is packed at a time, at least."""
-    most, least = problem.options.max_workspace, packed_bytes(problem)
+    most, least = problem.options.max_workspace, packed_bytes(problem, problem.backward)
     if most is None or least <= most:
         return None
     return f"needs {least} bytes of workspace for one key head, more than max_workspace = {most}"
@@ -76,7 +76,9 @@ def estimate(problem: Problem, operation: Operation, config: NumbaConfig, thread
     lanes = lanes_of(dtype)
     depth, v_depth = padded(problem.head_dim, lanes), padded(problem.v_head_dim, lanes)
     machine = _Machine(depth, v_depth, dtype.itemsize, lanes, caches(), threads)
-    groups = head_groups(problem.kv_heads, packed_bytes(problem), problem.options.max_workspace)
+    groups = head_groups(
+        problem.kv_heads, packed_bytes(problem, operation == "attend_backward"), problem.options.max_workspace
+    )
     cycles = 0.0
     for work in workloads(problem.plan):
         for kv in groups:

@@ -138,14 +138,14 @@ def head_groups(kv_heads: int, bytes_per_head: int, most: int | None) -> list[sl
     return [slice(first, min(first + size, kv_heads)) for first in range(0, kv_heads, size)]
 
 
-def packed_bytes(problem: Problem) -> int:
-    """Return the bytes of one key head's packed keys and values, at most; with gradients for the backward."""
+def packed_bytes(problem: Problem, backward: bool) -> int:
+    """Return the bytes of one key head's packed keys and values, at most, of the forward or of the backward."""
     dtype = lse_dtype(problem.dtype)
     lanes = lanes_of(dtype)
     tokens = max(stream.tokens for stream in problem.plan.streams) + problem.plan.chunks * lanes
     depth, v_depth = padded(problem.head_dim, lanes), padded(problem.v_head_dim, lanes)
     widths = depth + v_depth
-    if problem.backward:
+    if backward:
         widths = 3 * depth + 2 * v_depth + problem.group * depth
     return int(tokens * widths * dtype.itemsize)
 
@@ -166,7 +166,7 @@ def attend_sample(
     shared, blocks = sample_arrays(plan), config.forward_blocks(problem.plan, plan.q_tokens, plan.chunks)
     dtype = lse.dtype
     sizes = (config.key_tile, address("row", dtype))
-    for kv in head_groups(k.shape[1], packed_bytes(problem), problem.options.max_workspace):
+    for kv in head_groups(k.shape[1], packed_bytes(problem, False), problem.options.max_workspace):
         heads = slice(kv.start * problem.group, kv.stop * problem.group)
         panels, groups = key_panels(k[:, kv], plan.chunk_bounds[:-1], plan.chunk_stop, dtype, threads)
         values = value_rows(v[:, kv], dtype, threads)

@@ -43,7 +43,7 @@ def backward_sample(
     threads: int,
 ) -> None:
     """Run the backward of one sample: `result` and `d_result` are out and lse and their gradients."""
-    for kv in head_groups(qkv[1].shape[1], packed_bytes(problem), problem.options.max_workspace):
+    for kv in head_groups(qkv[1].shape[1], packed_bytes(problem, True), problem.options.max_workspace):
         own = slice(kv.start * problem.group, kv.stop * problem.group)
         _head_group(
             problem,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 #: Lengths in which a near key may differ, each by this factor at most.
-NEAR, FACTOR = ("chunk", "slots", "anchored", "q_tokens", "k_tokens"), 4
+NEAR, FACTOR = ("chunk", "slots", "anchored", "q_tokens", "k_tokens"), 2
 #: What a near key may differ in besides, as no config that wins is wrong for another.
 FREE = ("rows", "gradients")
 
@@ -55,7 +55,7 @@ def load(architecture: str, backend: str, key: Key) -> list[dict[str, Any]]:
     """Return the fields of configs worth using for a key, the best match first.
 
     First the result of the key itself, then those of near keys: of the same operation, dtype, head_dims and so on, each
-    length within a factor of 4, the nearest first by the sum of |log2| of the ratios.
+    length within a factor of 2, the nearest first by the sum of |log2| of the ratios.
     """
     ranked = [(rank, one) for one in _records(architecture, backend) if (rank := _rank(key, one)) is not None]
     return [dict(one.config) for _, one in sorted(ranked, key=lambda pair: pair[0])]

@@ -16,6 +16,7 @@ from sparsemoc.backends import Options, Problem, get_backend
 from sparsemoc.backends.numba import BACKEND, NumbaConfig
 from sparsemoc.backends.numba.cost import estimate
 from sparsemoc.backends.numba.hardware import Caches, caches
+from sparsemoc.backends.numba.launch import lanes_of, packed_bytes
 from sparsemoc.backends.processor import processor
 from sparsemoc.backends.protocol import OPERATIONS, Estimate, Operation, Tunable
 from sparsemoc.backends.workload import workloads
@@ -124,6 +125,14 @@ def test_more_work_is_estimated_to_take_longer(operation: Operation) -> None:
     assert _seconds(_problem(tokens=32768), operation) > 1.8 * once
     assert _seconds(_problem(moc.RoutingSpec(chunks=moc.Chunks(size=128), top_k=2)), operation) < once
     assert _seconds(_problem(head_dim=128), operation) > once
+
+
+def test_the_forward_is_cut_alike_whether_or_not_gradients_follow() -> None:
+    alone, before_gradients = _problem(tokens=8192), _problem(tokens=8192, backward=True)
+    assert _seconds(before_gradients, "attend") == _seconds(alone, "attend")
+    tokens = 8192 + 64 * lanes_of(np.float32)
+    assert packed_bytes(before_gradients, False) == packed_bytes(alone, False) == tokens * (64 + 64) * 4
+    assert packed_bytes(before_gradients, True) == tokens * (3 * 64 + 2 * 64 + 64) * 4
 
 
 def test_a_limit_on_memory_that_nothing_fits_is_told_as_the_backend_tells_it() -> None:

@@ -16,13 +16,20 @@ LINKS = {"sparsemoc/spec": "../spec", "sparsemoc/backends": "../backends"}
 
 
 def files_by_package() -> dict[str, list[str]]:
-    """Return the names of the files in every package folder of the tree, by package. Links are not followed."""
+    """Return the files of every package of the tree, by package. Links are not followed.
+
+    A folder without Python files holds data of the package above it: its files have their path from there.
+    """
     found: dict[str, list[str]] = {}
     for top, package in (("sparsemoc", "sparsemoc"), ("spec", "sparsemoc.spec"), ("backends", "sparsemoc.backends")):
         for folder, _, files in os.walk(ROOT / top):
-            parts = Path(folder).relative_to(ROOT / top).parts
-            if files and "__pycache__" not in parts:
-                found[".".join([package, *parts])] = files
+            owner = Path(folder)
+            if not files or "__pycache__" in owner.parts:
+                continue
+            while not any(owner.glob("*.py")):
+                owner = owner.parent
+            name = ".".join([package, *owner.relative_to(ROOT / top).parts])
+            found.setdefault(name, []).extend((Path(folder) / file).relative_to(owner).as_posix() for file in files)
     return found
 
 

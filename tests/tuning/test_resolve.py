@@ -132,9 +132,9 @@ def test_a_process_keeps_to_what_it_has_used(tmp_path: Path, monkeypatch: pytest
 def test_a_near_result_is_used_until_an_own_one_is_there(tmp_path: Path) -> None:
     toy = Toy()
     environment, key = place(toy)
-    shipped.ship([Entry(environment, key._replace(k_tokens=64, q_tokens=64), outcome(tile=5))], tmp_path / "data")
+    shipped.ship([Entry(environment, key._replace(k_tokens=32, q_tokens=32), outcome(tile=5))], tmp_path / "data")
     assert given(toy) == {"pool": None, "route": None, "attend": ToyConfig(tile=5)}
-    Store().save(environment, key._replace(k_tokens=64), outcome(tile=6))
+    Store().save(environment, key._replace(k_tokens=32), outcome(tile=6))
     resolve.forget()
     assert given(toy)["attend"] == ToyConfig(tile=5), "the cache knows exact keys alone"
 
