@@ -86,7 +86,7 @@ def newest(records: Iterable[Record]) -> list[Record]:
 
 def _identity(record: Record) -> tuple[object, ...]:
     if is_problem(record):
-        return tuple(record[name] for name in ("problem", "mode", "dtype", "contender", "heads"))
+        return tuple(record[name] for name in ("problem", "mode", "dtype", "head_dim", "contender", "heads"))
     # A sweep has a record for each config.
     config = str(record.get("config")) if record["mode"] == "sweep" else ""
     return (*(record[name] for name in ("case", "mode", "tokens", "dtype", "backend", "heads")), config)

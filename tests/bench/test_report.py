@@ -72,10 +72,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name",
     [
         "speedup-numba-float32",
-        "time-grid-forward-float32",
+        "time-grid-forward-float32-d64",
         "time-problems-forward-and-backward-float32",
         "growth",
-        "crossover-numba-forward-float32",
+        "crossover-numba-forward-float32-d64",
         "contenders-forward-float32",
         "rate-forward-float32",
         "routing-numba-float32",
@@ -95,6 +95,17 @@ def test_each_picture_is_drawn_with_its_small_print(folder: Path, name: str) -> 
     assert pixels[:, :6].min() == 255  # nothing is cut off at the edges
     assert pixels[:, -6:].min() == 255
     assert base64.b64encode(path.read_bytes()).decode() in (folder / "index.html").read_text()
+
+
+def test_head_dims_have_maps_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    (tmp_path / "crossover").mkdir()
+    wide = [one | {"head_dim": 128, "v_head_dim": 128, "time": "2031-02-02T03:04:05+00:00"} for one in grid()]
+    write(tmp_path / "crossover" / "a.jsonl", [*grid(), *wide])
+    assert report(tmp_path) == 0
+    names = {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert {f"crossover-numba-forward-float32-d{width}.png" for width in (64, 128)} <= names
+    assert {f"time-grid-forward-float32-d{width}.png" for width in (64, 128)} <= names
 
 
 def test_the_page_tells_commands_reasons_and_how_to_read(folder: Path) -> None:
@@ -258,7 +269,7 @@ def test_readme_is_written_between_its_markers_the_same_each_time(
     assert "| `shots` | forward with routing | 500 ms | 3.25 s | 165.49 | 1.10 | 0.87 |  |" in text
     assert "65,536 tokens take 655 ms, 1.25 (goal 1.3) times as long" in text
     shown = re.findall(r"!\[.*\]\((.*)\)", text)
-    names = ("speedup-numba-float32", "growth", "crossover-numba-forward-float32")
+    names = ("speedup-numba-float32", "growth", "crossover-numba-forward-float32-d64")
     assert shown == [f"docs/bench/fake-cpu-{name}.png" for name in names]
     first = {path: (tmp_path / path).read_bytes() for path in shown}
     assert report(file, "--readme") == 0

@@ -29,23 +29,23 @@ class _Point(NamedTuple):
 
 def _pictures(results: Results, looks: Looks) -> Iterator[Picture]:
     found = [r for r in results.crossover if r["kind"] == "backend" and r["dense"] is not None]
-    kinds = sorted({(record["mode"], record["dtype"]) for record in found})
+    kinds = sorted({(record["mode"], record["dtype"], record["head_dim"]) for record in found})
     for name in looks.order(record["contender"] for record in found):
-        for mode, dtype in kinds:
-            mine = [r for r in found if (r["contender"], r["mode"], r["dtype"]) == (name, mode, dtype)]
+        for kind in kinds:
+            mine = [r for r in found if (r["contender"], r["mode"], r["dtype"], r["head_dim"]) == (name, *kind)]
             if mine:
-                yield _picture(mine, name, mode, dtype)
+                yield _picture(mine, name, *kind)
 
 
-def _picture(records: Sequence[Record], name: str, mode: str, dtype: str) -> Picture:
+def _picture(records: Sequence[Record], name: str, mode: str, dtype: str, head_dim: int) -> Picture:
     points = [_Point(r["tokens"], r["density"], r["dense"]["speedup"]["median"]) for r in records]
     peers = sorted({record["dense"]["contender"] for record in records})
     faster = sum(point.speedup > 1 for point in points)
     return Picture(
-        name=wording.slug(f"crossover-{name}-{mode}-{dtype}"),
+        name=wording.slug(f"crossover-{name}-{mode}-{dtype}-d{head_dim}"),
         title="Where Mixture of Contexts is faster than dense",
         subtitle=f"sparsemoc ({name}), {mode} with routing, {dtype}, {wording.heads(records[-1])} of "
-        f"{records[-1]['head_dim']}; faster at {faster} of {len(points)} points; dense: {', '.join(peers)}",
+        f"{head_dim}; faster at {faster} of {len(points)} points; dense: {', '.join(peers)}",
         how="Every dot was measured, its number is the speed-up over dense attention; orange is faster, the black line "
         "is where both are equally fast, and colours between dots are interpolated.",
         records=records,

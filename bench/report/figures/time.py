@@ -55,10 +55,11 @@ def _problems(figure: Any, mine: Sequence[Setting], looks: Looks) -> Legend:
 
 
 def _grid(results: Results, looks: Looks) -> Iterator[Picture]:
-    """Yield, for each mode and dtype, one row of the crossover grid, and dense attention at the same lengths."""
+    """Yield, for each mode, dtype and head_dim, one row of the crossover grid, and dense attention at its lengths."""
     timed = [r for r in results.crossover if r["mode"] in _MODES and median(r) is not None]
-    for mode, dtype in dict.fromkeys((record["mode"], record["dtype"]) for record in timed):
-        same = [record for record in timed if (record["mode"], record["dtype"]) == (mode, dtype)]
+    for kind in dict.fromkeys((record["mode"], record["dtype"], record["head_dim"]) for record in timed):
+        mode, dtype, head_dim = kind
+        same = [record for record in timed if (record["mode"], record["dtype"], record["head_dim"]) == kind]
         ours = _row([record for record in same if record["computes"] == "moc"])
         if len({record["tokens"] for record in ours}) < _LENGTHS:
             continue
@@ -67,9 +68,9 @@ def _grid(results: Results, looks: Looks) -> Iterator[Picture]:
         mine = sorted([*ours, *dense.values()], key=lambda record: int(record["tokens"]))
         last = max(ours, key=lambda record: int(record["tokens"]))
         yield Picture(
-            name=wording.slug(f"time-grid-{mode}-{dtype}"),
+            name=wording.slug(f"time-grid-{mode}-{dtype}-d{head_dim}"),
             title=f"{_TITLE}: {mode}",
-            subtitle=f"{dtype}, {last['heads']} heads of {last['head_dim']}, {last['chunks']} chunks at the longest, "
+            subtitle=f"{dtype}, {last['heads']} heads of {head_dim}, {last['chunks']} chunks at the longest, "
             f"top {last['top_k']}: {_range([r['density'] for r in ours], wording.percent)} of all pairs",
             how="Both axes are logarithmic: a line as steep as the dotted one grows with the square of the tokens, one "
             "as steep as the dashed one with the kept pairs; both guides start at our first point.",
