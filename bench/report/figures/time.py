@@ -15,6 +15,7 @@ from bench.report.records import Record, median
 from bench.report.results import Results, Setting, settings, without_slow_dense
 
 _LENGTHS = 3  # from which on a line says how time grows
+_ALIKE = 1.05  # quotient of dense and kept pairs, over the lengths, up to which both grow alike
 _MODES = ("forward", "forward+backward")
 _TITLE = "Time against tokens"
 
@@ -72,8 +73,9 @@ def _grid(results: Results, looks: Looks) -> Iterator[Picture]:
             title=f"{_TITLE}: {mode}",
             subtitle=f"{dtype}, {last['heads']} heads of {head_dim}, {last['chunks']} chunks at the longest, "
             f"top {last['top_k']}: {_range([r['density'] for r in ours], wording.percent)} of all pairs",
-            how="Both axes are logarithmic: a line as steep as the dotted one grows with the square of the tokens, one "
-            "as steep as the dashed one with the kept pairs; both guides start at our first point.",
+            how="Both axes are logarithmic: a line as steep as the dashed one grows with the kept pairs, one as steep "
+            "as the dotted one with the dense pairs (not drawn where they grow alike). Both run through our longest "
+            "stream: above them a call pays more for a pair than there.",
             records=mine,
             height=4.2,
             paint=partial(_lines, records=mine, looks=looks),
@@ -101,8 +103,10 @@ def _lines(figure: Any, records: Sequence[Record], looks: Looks) -> Legend:
         low, high = ([r["seconds"][part] / r["heads"] for r in mine] for part in ("p20", "p80"))
         axes.fill_between(tokens, low, high, color=looks[name].colour, alpha=0.2, linewidth=0)
         axes.plot(tokens, [_of_head(r) for r in mine], markersize=7, **looks[name].line, label=looks.label(name))
-    own = [record for record in records if record["contender"] == names[0]]
-    _guide(axes, own, _dense_pairs, "in proportion to dense pairs", linestyle=":", color=RULE)
+    own = [record for record in records if record["contender"] == names[0]][::-1]
+    ratios = [record["pair_ratio"] for record in own]
+    if max(ratios) > _ALIKE * min(ratios):  # else the two guides are one
+        _guide(axes, own, _dense_pairs, "in proportion to dense pairs", linestyle=":", color=RULE)
     _guide(axes, own, _kept_pairs, "in proportion to kept pairs", linestyle="--", color=INK)
     return _finish(axes, [record["tokens"] for record in records])
 
