@@ -40,6 +40,8 @@ def _new_member() -> Any:
     member = str.__new__(names, "sparsemoc")
     member._name_ = "SPARSEMOC"
     member._value_ = "sparsemoc"
+    # The Enum of early releases of Python 3.11 would look a copy up by its name, which the class does not list.
+    member.__deepcopy__ = lambda memo: member
     return member
 
 
