@@ -20,7 +20,7 @@ from bench.run.budget import Budget, Pace
 from sparsemoc.backends import Problem, get_backend
 from sparsemoc.spec.errors import SparsemocError, UnsupportedError
 from sparsemoc.tuning import crossover_store
-from sparsemoc.tuning.crossover import Crossover
+from sparsemoc.tuning.crossover import Crossover, Point
 from sparsemoc.tuning.key import Environment, environment_of
 
 PACE = Pace(rounds=3, turn=0.2, long=1.0)
@@ -151,7 +151,7 @@ def foreseen(last: Measured, tokens: int, how: How) -> float:
 
 def crossover_of(lengths: Sequence[Measured], how: How, environment: Environment) -> Crossover | None:
     """Return the crossover of what was measured, None where no length has two densities."""
-    whole = [one for one in lengths if len({point.density for point in one.points.values()}) > 1]
+    whole = [one for one in lengths if len({_kept(point).density for point in one.points.values()}) > 1]
     if not whole:
         return None
     return Crossover(
@@ -164,10 +164,15 @@ def crossover_of(lengths: Sequence[Measured], how: How, environment: Environment
         dtype=how.dtype,
         head_dim=how.head_dim,
         dense=", ".join(sorted({one.dense for one in whole if one.dense is not None})),
-        points=tuple(point for one in whole for point in one.points.values()),
+        points=tuple(_kept(point) for one in whole for point in one.points.values()),
         command=how.run.command,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _kept(point: Point) -> Point:
+    """Return a point in as many digits as mean something: people read it, and compare it from release to release."""
+    return Point(point.tokens, round(point.density, 5), float(f"{point.speedup:.4g}"))
 
 
 def _keep(

@@ -165,9 +165,7 @@ def _timed(calls: Mapping[str, Callable[[], Outputs]], how: How) -> Times:
 
 
 def _point(one: _Entrant, times: Times, fastest: str) -> Point:
-    # As many digits as mean something: the points are read by people, and compared from release to release.
-    speedup = float(f"{times.ratio(fastest, one.name).median:.4g}")
-    return Point(one.setting.problem.tokens, round(one.setting.density, 5), speedup)
+    return Point(one.setting.problem.tokens, one.setting.density, times.ratio(fastest, one.name).median)
 
 
 def _record(entrant: _Entrant, times: Times, fastest: str | None, how: How) -> Record:
