@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 from typing import Any
@@ -73,10 +72,4 @@ def slug(kind: str) -> str:
 
 def versions() -> dict[str, str | None]:
     """Return the versions that results depend on; None for what is not installed."""
-    found = machine.versions()
-    for name in ("triton", "flash-attn"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return machine.versions("triton", "flash-attn")

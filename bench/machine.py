@@ -14,7 +14,7 @@ from sparsemoc._version import __version__
 from sparsemoc.backends import get_backend
 from sparsemoc.backends.processor import cores, processor
 
-__all__ = ["ROOT", "commit", "cores", "facts", "processor", "slug", "versions"]
+__all__ = ["ROOT", "commit", "cores", "facts", "processor", "slug", "status", "versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,10 +43,23 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions that results depend on; None for what is not installed."""
+def status(field: str) -> int:
+    """Return a field of /proc/self/status, of this process, in bytes.
+
+    Raises:
+        OSError: there is none.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def versions(*more: str) -> dict[str, str | None]:
+    """Return the versions that results depend on, and those of more distributions; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "sparsemoc": __version__}
-    for name in ("numpy", "numba", "torch"):
+    for name in ("numpy", "numba", "torch", *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -10,23 +10,13 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import sparsemoc as moc
 from bench.cpu.cases import Case, Required, normal
-from bench.machine import ROOT
+from bench.machine import ROOT, status
 
 #: Stream of the call before the baseline: it imports the backend and loads its kernels.
 FIRST_TOKENS = 256
-
-
-def _status(field: str) -> int:
-    """Return a field of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 def in_fresh_process(case: Case, backend: str) -> dict[str, int]:
@@ -49,10 +39,10 @@ def _measured(case: Case, backend: str) -> dict[str, int]:
     small = case.shrunk(FIRST_TOKENS, case.heads)
     q, k, v = normal(small, 3)
     moc.attention(q, k, v, small.spec(), backend=backend)
-    baseline = _status("VmRSS")
+    baseline = status("VmRSS")
     q, k, v = normal(case, 3)
     out = moc.attention(q, k, v, case.spec(), backend=backend)
-    peak = _status("VmHWM")
+    peak = status("VmHWM")
     arrays = q.nbytes + k.nbytes + v.nbytes + out.nbytes
     return {"arrays": arrays, "baseline": baseline, "peak": peak, "above_baseline": peak - baseline}
 

@@ -10,6 +10,7 @@ from typing import Any
 import sparsemoc as moc
 from bench import configs, timing
 from bench.inputs import Inputs, Mode, inputs
+from bench.peers.peer import Unavailable, free_bytes
 from bench.record import Record, Run, Setting
 from bench.refcheck import Question, RefcheckError
 from bench.roofline import peaks
@@ -156,8 +157,6 @@ def contest(session: Session, setting: Setting, x: Inputs, layout: moc.Layout, a
 
 def _prepare(session: Session, setting: Setting, layout: moc.Layout, asked: Question, entry: _Entry) -> None:
     """Make the call of a contender, tune it, check what it gives; or keep the reason why it has no time."""
-    from bench.peers import Unavailable
-
     try:
         seconds = session.expected(entry.one, setting.dtype)
         _check_room(session, entry.one, seconds)
@@ -191,7 +190,7 @@ def _check_room(session: Session, one: Contender, seconds: float) -> None:
     needed, left = session.pace.needed(seconds), session.budget.left
     if needed > left:
         raise LeftOutError(budget.no_time("timing it", needed, left))
-    if one.bytes and one.bytes > (free := memory.available(session.device) // 2):
+    if one.bytes and one.bytes > (free := free_bytes(session.device) // 2):
         raise LeftOutError(
             f"skipped: it takes {one.bytes / 1e9:.3g} GB, more than half of the free {2 * free / 1e9:.3g}"
         )

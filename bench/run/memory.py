@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import machine
+
 _CPU = "VmHWM of a call, set back before it, above VmRSS, result included; what earlier calls keep is not counted"
 _CUDA = "torch.cuda.max_memory_allocated of a call above memory_allocated, result included"
 
@@ -47,36 +49,10 @@ def _cpu(call: Callable[[], Any]) -> dict[str, Any] | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        before = status("VmRSS")
+        before = machine.status("VmRSS")
     except (OSError, AttributeError):
         return None
     result = call()
-    peak = status("VmHWM") - before
+    peak = machine.status("VmHWM") - before
     del result
     return {"peak_extra_bytes": max(peak, 0), "how": _CPU}
-
-
-def status(field: str) -> int:
-    """Return a field of /proc/self/status, in bytes.
-
-    Raises:
-        OSError: there is none.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
-
-
-def available(device: str) -> int:
-    """Return the bytes that are free."""
-    if device == "cuda":
-        import torch
-
-        free: int = torch.cuda.mem_get_info()[0]
-        return free
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemAvailable")

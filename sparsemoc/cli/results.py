@@ -69,14 +69,6 @@ def refusals(outcome: Outcome) -> list[str]:
     return [f"{changes(outcome, trial.config)}: {trial.reason}" for trial in outcome.trials if trial.reason is not None]
 
 
-def duration(seconds: float) -> str:
-    """Return a time: 12.3 us, 4.56 ms, 7.89 s."""
-    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
-        if seconds < 999.5 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:,.0f} s"
-
-
 def age(outcome: Outcome) -> str:
     """Return how old a result is: under a minute, 5 min, 3 h, 12 days."""
     seconds = (datetime.now(UTC) - checked_time(outcome.time)).total_seconds()

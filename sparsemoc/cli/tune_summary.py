@@ -12,6 +12,7 @@ from sparsemoc.cli import results
 from sparsemoc.tuning.key import Environment, Key
 from sparsemoc.tuning.outcome import Outcome
 from sparsemoc.tuning.problems import NamedProblem
+from sparsemoc.tuning.progress import duration
 from sparsemoc.tuning.session import Session
 from sparsemoc.tuning.store import Store
 
@@ -75,5 +76,5 @@ def _table(session: Session, problem: NamedProblem, places: list[Found]) -> Tabl
 
 
 def _times(outcome: Outcome) -> tuple[str, str, str, str]:
-    default, tuned = results.duration(outcome.default_seconds), results.duration(outcome.seconds)
+    default, tuned = duration(outcome.default_seconds), duration(outcome.seconds)
     return default, tuned, results.gain(outcome), results.changes(outcome)

@@ -64,9 +64,9 @@ def changed(config: Any, default: Any) -> str:
     return ", ".join(f"{name}={value}" for name, value in own.items() if value != usual.get(name)) or "default"
 
 
-def timed(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
+def duration(seconds: float) -> str:
+    """Return a time: 12.3 us, 4.56 ms, 7.89 s."""
+    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
+        if seconds < 999.5 * size:
             return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:,.0f} s"

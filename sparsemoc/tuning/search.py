@@ -21,7 +21,7 @@ from sparsemoc.tuning.candidates import configs_of
 from sparsemoc.tuning.clock import Clock, clock_of
 from sparsemoc.tuning.judge import Judge
 from sparsemoc.tuning.outcome import Outcome, Trial, fields_of
-from sparsemoc.tuning.progress import Progress, changed, timed, titled
+from sparsemoc.tuning.progress import Progress, changed, duration, titled
 from sparsemoc.tuning.work import Work
 
 #: A config this many times as slow as the best so far drops out after one look; so many enter the rounds.
@@ -122,7 +122,7 @@ class _Search:
         default = _Entrant(self._default, predicted)
         self._entrants.append(default)
         self._turn(default)
-        self._progress.tell(f"  1: default, {timed(default.turns[0])}; {max(0, self._left):.3g} s left")
+        self._progress.tell(f"  1: default, {duration(default.turns[0])}; {max(0, self._left):.3g} s left")
 
     def _estimate(self, config: Any) -> Estimate:
         backend = self._work.backend
@@ -183,7 +183,7 @@ class _Search:
         self._entrants.append(entrant)
         best = min(self._entrants, key=lambda one: one.relative)
         self._progress.tell(
-            f"  {name}, {timed(entrant.turns[-1])}, {1 / entrant.relative:.2f}x the default's speed; best so far "
+            f"  {name}, {duration(entrant.turns[-1])}, {1 / entrant.relative:.2f}x the default's speed; best so far "
             f"{1 / best.relative:.2f}x ({changed(best.config, self._default)}); {max(0, self._left):.3g} s left"
         )
 

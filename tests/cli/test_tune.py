@@ -22,7 +22,7 @@ from sparsemoc.cli import results
 from sparsemoc.cli.place import environment_here, place_for
 from sparsemoc.tuning import problems, resolve, shipped
 from sparsemoc.tuning.outcome import Outcome, Trial
-from sparsemoc.tuning.progress import Progress
+from sparsemoc.tuning.progress import Progress, duration
 from sparsemoc.tuning.store import Store
 from sparsemoc.tuning.work import Work
 from tests.cli.conftest import RunCommand
@@ -376,4 +376,4 @@ def test_whom_a_result_serves(rows: int, text: str) -> None:
     [(1.234e-6, "1.23 us"), (4.5678e-3, "4.57 ms"), (0.9996, "1 s"), (7.891, "7.89 s"), (4000, "4,000 s")],
 )
 def test_times(seconds: float, text: str) -> None:
-    assert results.duration(seconds) == text
+    assert duration(seconds) == text
