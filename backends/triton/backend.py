@@ -9,6 +9,8 @@ from typing import Any
 
 import triton
 
+from sparsemoc.backends.planning.geometry import geometry
+from sparsemoc.backends.planning.workspace import DEFAULT, slice_size
 from sparsemoc.backends.protocol import Capabilities, Estimate, Hardware, Operation, Problem, Randomness, Result
 from sparsemoc.backends.triton import backward, cost, forward, gpu, jax_calls, providers, routing
 from sparsemoc.backends.triton.config import TritonConfig, default_config
@@ -17,8 +19,6 @@ from sparsemoc.backends.triton.jax_calls import in_any_library
 from sparsemoc.backends.triton.kernels.tile import INTERPRET
 from sparsemoc.backends.triton.lengths import Ends, ends_of
 from sparsemoc.backends.triton.search import search_space
-from sparsemoc.backends.triton.tables import geometry
-from sparsemoc.backends.triton.workspace import DEFAULT, slice_size
 from sparsemoc.spec.layout import Layout
 
 #: Oldest GPUs with bfloat16 matrix products.

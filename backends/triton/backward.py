@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparsemoc.backends.planning.geometry import Geometry, geometry
+from sparsemoc.backends.planning.key_tiles import KeySizes, Segments, key_tiles, segments
+from sparsemoc.backends.planning.query_tiles import QueryTiles, Sizes, query_tiles
+from sparsemoc.backends.planning.workspace import Slice, slices
 from sparsemoc.backends.protocol import Problem
 from sparsemoc.backends.triton import routing
 from sparsemoc.backends.triton.config import TritonConfig
-from sparsemoc.backends.triton.device import DeviceTables
-from sparsemoc.backends.triton.key_tiles import Segments, device_key_tiles, key_tiles, segments
+from sparsemoc.backends.triton.device import DeviceTables, device_key_tiles, device_tiles
 from sparsemoc.backends.triton.launch_backward import Call, blocks, launch_grads, launch_query_grads, launch_rows
 from sparsemoc.backends.triton.lengths import Ends
 from sparsemoc.backends.triton.library import library_of
-from sparsemoc.backends.triton.query_tiles import QueryTiles, Sizes, device_tiles, query_tiles
-from sparsemoc.backends.triton.tables import Geometry, geometry
-from sparsemoc.backends.triton.workspace import Slice, empty_rows, slices
+from sparsemoc.backends.triton.workspace import empty_rows
 
 
 def attend_backward(
@@ -46,9 +47,9 @@ def attend_backward(
         config: the tile sizes.
     """
     dq, dk, dv = (empty_rows(x, x.shape[3]) for x in (q, k, v))
-    keys = device_key_tiles(tables, config)
+    keys = device_key_tiles(tables, key_sizes(config))
     queries = None if _atomic(problem, config) else device_tiles(tables, _sizes(config), 0)
-    split = segments(keys, tables.geometry, problem.group, config)
+    split = segments(keys, tables.geometry, problem.group, key_sizes(config))
     whole = Call(
         q, k, v, d_out, out, lse, d_lse, selected, dq, dk, dv, ends, scale, tables, keys, queries, split, config,
         problem.options.precision,
@@ -62,7 +63,8 @@ def attend_backward(
 def least_workspace(problem: Problem, config: TritonConfig) -> int:
     """Return the bytes of temporary memory that a call without padding needs at least."""
     tables = geometry(problem.plan, False)
-    split = segments(key_tiles(tables, config), tables, problem.group, config)
+    sizes = key_sizes(config)
+    split = segments(key_tiles(tables, sizes), tables, problem.group, sizes)
     queries = None if _atomic(problem, config) else query_tiles(tables, _sizes(config))
     return workspace(problem, tables, split, queries, config)
 
@@ -90,6 +92,11 @@ def _atomic(problem: Problem, config: TritonConfig) -> bool:
     return config.grad_atomic and not problem.deterministic
 
 
+def key_sizes(config: TritonConfig) -> KeySizes:
+    """Return what decides the tiles of keys."""
+    return KeySizes(config.grad_keys, config.grad_rows, config.grad_segment, config.grad_parts)
+
+
 def _sizes(config: TritonConfig) -> Sizes:
     return Sizes(config.grad_query_rows, config.grad_query_keys, config.anchor_split, False)
 
@@ -100,7 +107,7 @@ def _cut(call: Call, part: Slice) -> Call:
     keys = {name: part.kv_heads(getattr(call, name), 2) for name in ("k", "v", "dk", "dv")}
     lists = {name: part.heads(getattr(call, name), 1) for name in ("lse", "selected")}
     d_lse = None if call.d_lse is None else part.heads(call.d_lse, 1)
-    return call._replace(ends=part.ends(call.ends), d_lse=d_lse, **rows, **keys, **lists)
+    return call._replace(ends=call.ends.of(part), d_lse=d_lse, **rows, **keys, **lists)
 
 
 def _backward_slice(call: Call) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import ceil
 
+from sparsemoc.backends.planning.geometry import geometry
 from sparsemoc.backends.triton.counts import Job, Part
 from sparsemoc.backends.triton.counts_routing import index
 from sparsemoc.backends.triton.forward import shares_routes
 from sparsemoc.backends.triton.resources import Needs, Tile, attend_needs, grad_needs, query_grad_needs
 from sparsemoc.backends.triton.roofline import LATENCY, Launch, share_of_peak
 from sparsemoc.backends.triton.routing_tiles import padded_dim
-from sparsemoc.backends.triton.tables import geometry
 from sparsemoc.backends.workload import Workload
 
 

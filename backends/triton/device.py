@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.triton.candidates import Candidates, Near, candidates, envelope, near
+from sparsemoc.backends.planning.geometry import Geometry, Keys, Runs, Units, geometry
+from sparsemoc.backends.planning.key_tiles import KeySizes, KeyTiles, key_tiles
+from sparsemoc.backends.planning.query_tiles import QueryTiles, Sizes, query_tiles
+from sparsemoc.backends.planning.reach import Near, envelope, near
+from sparsemoc.backends.triton.candidates import Candidates, candidates
 from sparsemoc.backends.triton.lengths import Ends, ends_of
 from sparsemoc.backends.triton.library import library_of
-from sparsemoc.backends.triton.tables import Geometry, Keys, Runs, Units, geometry
 from sparsemoc.spec.philox import poisson_table
 from sparsemoc.spec.plan import Plan
 
@@ -87,6 +90,22 @@ def device_tables(plan: Plan, padded: bool, device: Any) -> DeviceTables:
     if device.type == "cuda":
         library_of(device).cuda.current_stream(device).synchronize()
     return DeviceTables(host, keys, runs, units, reached, unpadded, device)
+
+
+@lru_cache(maxsize=64)
+def device_tiles(tables: DeviceTables, sizes: Sizes, least: int) -> QueryTiles:
+    """Return `query_tiles` on the device of `tables`, made once; the first call waits for the copy, as for `tables`."""
+    tiles: QueryTiles = on_device(query_tiles(tables.geometry, sizes, least), tables.device)
+    if tables.device.type == "cuda":
+        library_of(tables.device).cuda.current_stream(tables.device).synchronize()
+    return tiles
+
+
+@lru_cache(maxsize=64)
+def device_key_tiles(tables: DeviceTables, sizes: KeySizes) -> KeyTiles:
+    """Return `key_tiles` on the device of `tables`, made once."""
+    tiles: KeyTiles = on_device(key_tiles(tables.geometry, sizes), tables.device)
+    return tiles
 
 
 @lru_cache(maxsize=256)

@@ -6,18 +6,19 @@ from typing import Any, NamedTuple
 
 import triton
 
+from sparsemoc.backends.planning.geometry import Geometry, geometry
+from sparsemoc.backends.planning.query_tiles import QueryTiles, Sizes, query_tiles
+from sparsemoc.backends.planning.workspace import Slice, slices
 from sparsemoc.backends.protocol import Problem
 from sparsemoc.backends.triton import providers, routing
 from sparsemoc.backends.triton.config import TritonConfig
-from sparsemoc.backends.triton.device import DeviceTables
+from sparsemoc.backends.triton.device import DeviceTables, device_tiles
 from sparsemoc.backends.triton.kernels.anchors import attend_anchors
 from sparsemoc.backends.triton.kernels.merge import merge
 from sparsemoc.backends.triton.kernels.routed import attend_routed
 from sparsemoc.backends.triton.lengths import Ends
 from sparsemoc.backends.triton.library import kernel_on, library_of
-from sparsemoc.backends.triton.query_tiles import QueryTiles, Sizes, device_tiles, query_tiles
-from sparsemoc.backends.triton.tables import Geometry, geometry
-from sparsemoc.backends.triton.workspace import LOG2_E, Partials, Slice, empty_rows, slices
+from sparsemoc.backends.triton.workspace import LOG2_E, Partials, empty_rows
 from sparsemoc.spec.routing import Block
 
 #: What Triton calls the precisions of float32 products.
@@ -127,7 +128,7 @@ def _cut(call: Call, part: Slice) -> Call:
         k=part.kv_heads(call.k, 2),
         v=part.kv_heads(call.v, 2),
         selected=part.heads(call.selected, 1),
-        ends=part.ends(call.ends),
+        ends=call.ends.of(part),
     )
 
 

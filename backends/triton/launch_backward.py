@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sparsemoc.backends.planning.geometry import Geometry
+from sparsemoc.backends.planning.key_tiles import KeyTiles, Segments
+from sparsemoc.backends.planning.query_tiles import QueryTiles
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.device import DeviceTables
 from sparsemoc.backends.triton.forward import shape_constants
@@ -11,12 +14,9 @@ from sparsemoc.backends.triton.kernels.coverage import FAR
 from sparsemoc.backends.triton.kernels.delta import row_constants
 from sparsemoc.backends.triton.kernels.grads import grads, join_segments
 from sparsemoc.backends.triton.kernels.query_grads import anchor_query_grads, join_query_grads, routed_query_grads
-from sparsemoc.backends.triton.key_tiles import KeyTiles, Segments, split_ptr
 from sparsemoc.backends.triton.lengths import Ends
-from sparsemoc.backends.triton.library import kernel_on, library_of
-from sparsemoc.backends.triton.query_tiles import QueryTiles
+from sparsemoc.backends.triton.library import kernel_on, library_of, starts
 from sparsemoc.backends.triton.routing import Index
-from sparsemoc.backends.triton.tables import Geometry
 from sparsemoc.backends.triton.workspace import LOG2_E
 
 #: Launch options of the kernels that only load and add.
@@ -108,7 +108,7 @@ def launch_grads(call: Call, rows: Rows, index: Index, dq_sum: Any) -> None:
     batch, _, kv_heads, width = call.k.shape
     group, library = call.q.shape[2] // kv_heads, library_of(call.q)
     if split.parts:
-        before = split_ptr(tiles, split, index, group, config)
+        before = split_ptr(tiles, split, index, group, config.grad_rows)
     else:
         before = library.zeros((batch, kv_heads, tiles.count + 1), dtype=library.int32, device=call.q.device)
     shape = (batch, kv_heads, split.parts, config.grad_keys)
@@ -130,6 +130,18 @@ def launch_grads(call: Call, rows: Rows, index: Index, dq_sum: Any) -> None:
     for parts, target, factor in zip(sums, (call.dk, call.dv), factors, strict=True):
         if split.parts:
             launch_join_segments(call, parts, target, before, factor)
+
+
+def split_ptr(tiles: KeyTiles, split: Segments, index: Index, group: int, rows: int) -> Any:
+    """Return how many parts lie before each key tile, int32 (batch, kv_heads, tiles + 1), on the device.
+
+    Tiles of rows hold `rows` of them.
+    """
+    tiles_of_heads = index.tile_ptr(rows).diff(dim=-1).unflatten(1, (-1, group))
+    routed = tiles_of_heads.sum(2, dtype=library_of(index.ptr).int32)
+    work = tiles.work * group + routed.index_select(2, tiles.tile_chunk)
+    parts = (work + (split.segment - 1)) // split.segment
+    return starts(parts * (work > split.segment))
 
 
 def launch_join_segments(call: Call, parts: Any, target: Any, before: Any, factor: float) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sparsemoc.backends.planning.geometry import Geometry, Keys
+from sparsemoc.backends.planning.workspace import Slice
 from sparsemoc.backends.triton.library import library_of
-from sparsemoc.backends.triton.tables import Geometry, Keys
 
 
 class Ends(NamedTuple):
@@ -24,6 +25,12 @@ class Ends(NamedTuple):
     stride: int
     segment_stride: int
     padded: bool
+
+    def of(self, part: Slice) -> Ends:
+        """Return the ends of the batch rows of a slice; those that all rows share as they are."""
+        if not self.stride:
+            return self
+        return self._replace(stops=part.batch(self.stops), ends=part.batch(self.ends))
 
 
 def ends_of(geometry: Geometry, keys: Keys, key_lengths: Any) -> Ends:

@@ -11,9 +11,9 @@ import importlib
 import importlib.util
 from typing import Any, Protocol
 
+from sparsemoc.backends.planning.geometry import Geometry
+from sparsemoc.backends.planning.query_tiles import Provided
 from sparsemoc.backends.protocol import Problem
-from sparsemoc.backends.triton.query_tiles import Provided
-from sparsemoc.backends.triton.tables import Geometry
 from sparsemoc.backends.triton.workspace import LOG2_E, Partials
 from sparsemoc.spec.errors import UnsupportedError
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import triton
 
+from sparsemoc.backends.planning.geometry import geometry
 from sparsemoc.backends.protocol import Operation, Problem
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.cost import estimate
 from sparsemoc.backends.triton.forward import shares_routes
 from sparsemoc.backends.triton.routing_tiles import drop_constants, index_constants, route_constants
-from sparsemoc.backends.triton.tables import geometry
 from sparsemoc.backends.workload import workloads
 from sparsemoc.spec.routing import Block
 

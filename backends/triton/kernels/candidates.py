@@ -23,7 +23,7 @@ def candidates_kernel(
 
     Args:
         chunk_lo: int32 (chunks,); stops: int32 (batch or 1, chunks).
-        anchor_ptr, anchor_lo, anchor_hi, allowed: see `tables.Runs`.
+        anchor_ptr, anchor_lo, anchor_hi, allowed: see `geometry.Runs`.
         near_first: int32 (runs,), first chunk that the run's token windows reach.
         bits: int32 (batch or 1, runs, words), `allowed` without the chunks that are covered whole.
         first, last: int32 (batch or 1, runs, near), first and last key left of chunk near_first[run] + n.

@@ -16,7 +16,7 @@ def overlap(rows, valid, lo, hi, run_of_row, anchor_ptr, anchor_lo, anchor_hi, m
     Args:
         rows: (M,) rows of the query axis; those not `valid` have no ranges.
         lo, hi: scalars, the chunk's keys.
-        run_of_row, anchor_ptr, anchor_lo, anchor_hi: see `tables.Runs`.
+        run_of_row, anchor_ptr, anchor_lo, anchor_hi: see `geometry.Runs`.
         most_ranges: most ranges of a run.
     """
     run = tl.load(run_of_row + rows, mask=valid, other=0)

@@ -72,7 +72,7 @@ def drop_kernel(
     Args:
         selected: int32 (batch, heads, rows, slots), contiguous; read and rewritten. Routes before dropout lie in the
             first slots - into_max.
-        unit_row, unit_rows, unit_run, unit_runs, unit_position, unit_sample: see `tables.Units`.
+        unit_row, unit_rows, unit_run, unit_runs, unit_position, unit_sample: see `geometry.Units`.
         run_lo, run_hi, run_chunk, run_base, stops, bits, first, last, near_first: as in `route_kernel`.
         envelope: int32 (tiles, 2), for each program the range of chunks that holds its candidates, counted from the
             first chunk of the sample; it starts at a multiple of CHUNKS.

@@ -113,7 +113,7 @@ def grads(
         stops: int32 (batch or 1, chunks), end of the valid keys of each chunk.
         tile_lo ... banded: see `key_tiles.KeyTiles`.
         split_ptr: int32 (batch, kv_heads, key_tiles + 1), parts before each tile.
-        run_of_row, anchor_ptr, anchor_lo, anchor_hi: see `tables.Runs`; read where SPLIT.
+        run_of_row, anchor_ptr, anchor_lo, anchor_hi: see `geometry.Runs`; read where SPLIT.
         scale: factor on the logits, log2(e) included.
         lift: see `slopes`.
         dk_factor, dv_factor: on the sums, when they are written.

@@ -31,7 +31,7 @@ def count_kernel(
 
     Args:
         selected: int32 (batch, heads, rows, slots), contiguous.
-        run_of_row, run_base: see `tables.Runs`.
+        run_of_row, run_base: see `geometry.Runs`.
         counts: int32 (batch, heads, stride_count), zero; element 1 + chunk * tiles + tile is added to.
         STEP: rows to a step; divides tile_rows.
     """

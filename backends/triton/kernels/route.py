@@ -127,8 +127,8 @@ def route_kernel(
         q: (batch, rows, heads, HEAD_DIM), any strides.
         planes: the centroids' pieces, see `split_kernel`.
         selected: int32 (batch, heads, rows, slots), contiguous.
-        unit_row, unit_rows, unit_run, unit_runs: see `tables.Units`; run_lo, run_hi, run_chunk, run_base: see
-            `tables.Runs`.
+        unit_row, unit_rows, unit_run, unit_runs: see `geometry.Units`; run_lo, run_hi, run_chunk, run_base: see
+            `geometry.Runs`.
         stops: int32 (batch or 1, chunks), end of the valid positions of each chunk.
         bits, first, last, near_first: see `candidates.Candidates` and `candidates.Near`.
         envelope: int32 (tiles, 2), for each program the range of chunks that holds its candidates; it starts at a

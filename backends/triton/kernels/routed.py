@@ -99,7 +99,7 @@ def attend_routed(
         entries: int32 (batch, heads, places), rows * slots + slot by chunk, ascending within it.
         ptr, tile_ptr: int32 (batch, heads, chunks + 1), entries and tiles of BLOCK_M of them before each chunk.
         chunk_lo, stops: (chunks,) and (batch or 1, chunks), the valid keys of each chunk.
-        run_of_row, anchor_ptr, anchor_lo, anchor_hi: see `tables.Runs`; read where SPLIT.
+        run_of_row, anchor_ptr, anchor_lo, anchor_hi: see `geometry.Runs`; read where SPLIT.
         out: (batch, heads, places, v_head_dim), normalised partial outputs.
         lse: float32 (batch, heads, places), base 2.
     """

@@ -179,8 +179,8 @@ def test_nothing_reads_the_device() -> None:
         chunks=moc.Chunks(size=8), top_k=2, anchors=("chunk",), dropout=moc.RouteDropout(off=0.5, into=1.0)
     )
     plan = moc.plan(spec, tokens=40)
+    from sparsemoc.backends.planning.geometry import geometry
     from sparsemoc.backends.triton.lengths import ends_of
-    from sparsemoc.backends.triton.tables import geometry
 
     host = geometry(plan, True)
     lengths = torch.empty((3, 1), dtype=torch.int32, device="meta")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from sparsemoc.backends.planning.geometry import geometry
 from sparsemoc.backends.protocol import Options
 from sparsemoc.backends.triton import providers
-from sparsemoc.backends.triton.tables import geometry
 from sparsemoc.spec.chunks import Chunks
 from sparsemoc.spec.errors import UnsupportedError
 from sparsemoc.spec.routing import RoutingSpec

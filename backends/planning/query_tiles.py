@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.triton.device import DeviceTables, on_device
-from sparsemoc.backends.triton.library import library_of
-from sparsemoc.backends.triton.tables import Geometry, Ints
+from sparsemoc.backends.planning.geometry import Geometry, Ints
 
 #: Flags of an entry; the kernel has the same.
 FULL, BANDED = 1, 2
@@ -51,7 +48,7 @@ class Provided:
 
 @dataclass(frozen=True, eq=False)
 class QueryTiles:
-    """Tables of the anchors kernel and of the merge, int32.
+    """Tables of the anchors' kernels and of the merge, int32.
 
     Attributes:
         items: (items, 6) work of one program: first row, rows, first entry, end of entries, shift, and 1 where it
@@ -79,15 +76,6 @@ class _Range(NamedTuple):
     q_hi: int
     segment: int
     flags: int
-
-
-@lru_cache(maxsize=64)
-def device_tiles(tables: DeviceTables, sizes: Sizes, least: int) -> QueryTiles:
-    """Return `query_tiles` on the device of `tables`, made once; the first call waits for the copy, as for `tables`."""
-    tiles: QueryTiles = on_device(query_tiles(tables.geometry, sizes, least), tables.device)
-    if tables.device.type == "cuda":
-        library_of(tables.device).cuda.current_stream(tables.device).synchronize()
-    return tiles
 
 
 def query_tiles(geometry: Geometry, sizes: Sizes, least: int = 0) -> QueryTiles:

@@ -1,8 +1,8 @@
 """The plan as flat int32 tables, which the kernels read on the device.
 
 A packed batch is one long stream here: positions, chunks, runs and segments run on from sample to sample, and the
-tables keep each sample to itself. The tables hold no lengths of a call: padding is applied on the device, to `stops`
-and `ends` (see `lengths.py`), so that nothing waits for the host. "Row" is a row of the query axis, position - q_start.
+tables keep each sample to itself. The tables hold no lengths of a call: padding is applied on the device, to the ends
+of chunks and segments, so that nothing waits for the host. "Row" is a row of the query axis, position - q_start.
 """
 
 from __future__ import annotations

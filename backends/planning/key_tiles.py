@@ -6,17 +6,28 @@ A tile lies inside one chunk, so that the routes of a chunk and the padding of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.triton.config import TritonConfig
-from sparsemoc.backends.triton.device import DeviceTables, on_device
-from sparsemoc.backends.triton.library import library_of, starts
-from sparsemoc.backends.triton.routing import Index
-from sparsemoc.backends.triton.tables import Geometry, Ints
+from sparsemoc.backends.planning.geometry import Geometry, Ints
+
+
+class KeySizes(NamedTuple):
+    """What decides the tiles and how their work is split.
+
+    Attributes:
+        keys: most keys of a tile.
+        rows: rows that the kernel takes at a time.
+        segment: rows beyond which the work of a tile is split over several programs, at least.
+        parts: most such programs for one batch row and key head; `segment` grows until they suffice.
+    """
+
+    keys: int
+    rows: int
+    segment: int
+    parts: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,26 +67,19 @@ class KeyTiles:
     partial: bool
 
 
-def key_tiles(geometry: Geometry, config: TritonConfig) -> KeyTiles:
-    """Cut every chunk evenly into tiles of at most `config.grad_keys` keys, and list their anchored work."""
-    lo, hi, chunk = _cut(geometry.keys.chunk_lo, geometry.keys.chunk_hi, config.grad_keys)
+def key_tiles(geometry: Geometry, sizes: KeySizes) -> KeyTiles:
+    """Cut every chunk evenly into tiles of at most `sizes.keys` keys, and list their anchored work."""
+    lo, hi, chunk = _cut(geometry.keys.chunk_lo, geometry.keys.chunk_hi, sizes.keys)
     tile, *meetings = _joined(_meetings(geometry, lo, hi))
     ptr = np.searchsorted(tile, np.arange(len(lo) + 1))
     row_lo, row_full, row_hi = meetings[:3]
-    tiles = _tiles_of(row_full - row_lo, config.grad_rows) + _tiles_of(row_hi - row_full, config.grad_rows)
+    tiles = _tiles_of(row_full - row_lo, sizes.rows) + _tiles_of(row_hi - row_full, sizes.rows)
     work = np.diff(np.concatenate([[0], np.cumsum(tiles)])[ptr])
     partial = bool((row_lo < row_full).any())
-    sizes = (int(work.sum()), int(work.max()), len(work), int(np.bincount(chunk).max()), partial)
+    totals = (int(work.sum()), int(work.max()), len(work), int(np.bincount(chunk).max()), partial)
     columns = [np.ascontiguousarray(column, np.int32) for column in (lo, hi, chunk, ptr, *meetings, work)]
-    values: list[Any] = [*columns, *sizes]
+    values: list[Any] = [*columns, *totals]
     return KeyTiles(*values)
-
-
-@lru_cache(maxsize=64)
-def device_key_tiles(tables: DeviceTables, config: TritonConfig) -> KeyTiles:
-    """Return `key_tiles` on the device of `tables`, made once."""
-    tiles: KeyTiles = on_device(key_tiles(tables.geometry, config), tables.device)
-    return tiles
 
 
 class Segments(NamedTuple):
@@ -90,33 +94,24 @@ class Segments(NamedTuple):
     parts: int
 
 
-def segments(tiles: KeyTiles, geometry: Geometry, group: int, config: TritonConfig) -> Segments:
-    """Return the split of key tiles: `config.grad_segment`, or more, so that `config.grad_parts` parts suffice.
+def segments(tiles: KeyTiles, geometry: Geometry, group: int, sizes: KeySizes) -> Segments:
+    """Return the split of key tiles: `sizes.segment`, or more, so that `sizes.parts` parts suffice.
 
     What the routes will be is not known here: the bounds hold for any.
 
     Args:
-        tiles: for the config.
+        tiles: for the sizes.
         geometry: the plan's tables.
         group: query heads to a key head.
-        config: the tile sizes.
+        sizes: what decides them.
     """
     routes = geometry.rows * geometry.plan.slots
-    routed = tiles.most * (routes // config.grad_rows + min(geometry.chunks, routes))
+    routed = tiles.most * (routes // sizes.rows + min(geometry.chunks, routes))
     work = group * (tiles.total + routed)
     # A split tile of x tiles of rows has ceil(x / segment) <= 2 x / segment parts, for x > segment.
-    segment = max(1, config.grad_segment // config.grad_rows, -(-2 * work // config.grad_parts))
-    longest = group * (tiles.longest + (-(-geometry.rows // config.grad_rows) if routes else 0))
+    segment = max(1, sizes.segment // sizes.rows, -(-2 * work // sizes.parts))
+    longest = group * (tiles.longest + (-(-geometry.rows // sizes.rows) if routes else 0))
     return Segments(segment, 2 * work // segment if longest > segment else 0)
-
-
-def split_ptr(tiles: KeyTiles, split: Segments, index: Index, group: int, config: TritonConfig) -> Any:
-    """Return how many parts lie before each key tile, int32 (batch, kv_heads, tiles + 1), on the device."""
-    tiles_of_heads = index.tile_ptr(config.grad_rows).diff(dim=-1).unflatten(1, (-1, group))
-    routed = tiles_of_heads.sum(2, dtype=library_of(index.ptr).int32)
-    work = tiles.work * group + routed.index_select(2, tiles.tile_chunk)
-    parts = (work + (split.segment - 1)) // split.segment
-    return starts(parts * (work > split.segment))
 
 
 def _tiles_of(rows: NDArray[Any], size: int) -> NDArray[Any]:

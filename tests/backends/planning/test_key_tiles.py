@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 import sparsemoc as moc
-from sparsemoc.backends.triton.config import TritonConfig
-from sparsemoc.backends.triton.key_tiles import KeyTiles, key_tiles
-from sparsemoc.backends.triton.tables import Geometry, geometry
+from sparsemoc.backends.planning.geometry import Geometry, geometry
+from sparsemoc.backends.planning.key_tiles import KeySizes, KeyTiles, key_tiles
 from sparsemoc.spec.anchors import First, Window
 from sparsemoc.spec.plan import plan
 
@@ -22,7 +21,7 @@ def test_work_of_key_tiles_is_every_anchored_pair() -> None:
         anchors = (Window(3, unit="token"), First(5, unit="token"), "text")
         spec = moc.RoutingSpec(chunks=moc.Chunks(size=7), anchors=anchors, causal=causal)
         tables = geometry(plan(spec, STREAM, q_tokens=40), False)
-        tiles = key_tiles(tables, TritonConfig(grad_keys=4, grad_rows=16))
+        tiles = key_tiles(tables, KeySizes(keys=4, rows=16, segment=64, parts=8))
         assert (anchored(tables) == met(tables, tiles)).all()
 
 

@@ -8,8 +8,8 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from sparsemoc.backends.triton.query_tiles import BANDED, FULL, QueryTiles, Sizes, query_tiles
-from sparsemoc.backends.triton.tables import Geometry, geometry
+from sparsemoc.backends.planning.geometry import Geometry, geometry
+from sparsemoc.backends.planning.query_tiles import BANDED, FULL, QueryTiles, Sizes, query_tiles
 from sparsemoc.testing.oracle import anchor_mask
 from sparsemoc.testing.problems import Problem
 from sparsemoc.testing.sample import Sample
