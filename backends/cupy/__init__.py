@@ -1,0 +1,1 @@
+"""CUDA kernels, compiled when first used, on CuPy arrays and torch tensors; without a GPU they run on the CPU."""

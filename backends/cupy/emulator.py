@@ -1,0 +1,50 @@
+"""The machine that stands in for a GPU: the same kernels on the CPU, on NumPy arrays and torch CPU tensors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sparsemoc.backends.cupy.arrays import Arrays, NumpyArrays, TorchArrays
+from sparsemoc.backends.cupy.errors import KernelError
+from sparsemoc.backends.cupy.host_compiler import runner
+from sparsemoc.backends.cupy.machine import ArrayMachine, Kernel, has_blocks, values_of
+
+
+def emulated() -> bool:
+    """Return whether kernels are to run on the CPU: SPARSEMOC_CUPY_EMULATE=1, read when the backend is imported."""
+    return os.environ.get("SPARSEMOC_CUPY_EMULATE") == "1"
+
+
+@dataclass(frozen=True)
+class EmulatedMachine(ArrayMachine):
+    """A CPU.
+
+    Attributes:
+        library: of the arrays, "numpy" or "torch".
+    """
+
+    capability = 0
+
+    @property
+    def arrays(self) -> Arrays:
+        """What makes and reads arrays."""
+        return _arrays(self.library)
+
+    def launch(self, kernel: Kernel, grid: tuple[int, int, int], **arguments: Any) -> None:
+        """See `Machine`; returns when the kernel has run."""
+        values = values_of(kernel, arguments, self.arrays)
+        if not has_blocks(kernel, grid):
+            return
+        error = runner(kernel)(*grid, kernel.threads, kernel.shared, *(value for _, value in values))
+        if error is not None:
+            raise KernelError(f"launch: {kernel}, grid {grid}: {error.decode(errors='replace')}")
+
+
+@cache
+def _arrays(library: str) -> Arrays:
+    if library == "numpy":
+        return NumpyArrays()
+    return TorchArrays("cpu")
