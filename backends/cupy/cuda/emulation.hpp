@@ -4,12 +4,12 @@
 // where it can be: all lanes at the same instruction, alignment, bounds of shared memory, copies that nobody waited for.
 #pragma once
 
-#include "emulation_fibers.hpp"
+#include "emulation_grid.hpp"
 
 #define KERNEL(name) [[maybe_unused]] static void name
 #define SHARED_MEMORY(name) unsigned char* const name = emulation::machine.shared
 
-// ---- where a thread is -----------------------------------------------------------------------------------------------
+// ---- where a thread is ----------------------------------------------------------------------------------------------
 DEVICE int thread_index() { return emulation::machine.thread; }
 DEVICE int lane_index() { return emulation::machine.thread % emulation::WARP; }
 DEVICE int block_x() { return emulation::machine.block[0]; }
@@ -18,7 +18,7 @@ DEVICE int block_z() { return emulation::machine.block[2]; }
 DEVICE int grid_x() { return emulation::machine.grid[0]; }
 DEVICE int grid_y() { return emulation::machine.grid[1]; }
 
-// ---- meeting the other threads of a block or a warp --------------------------------------------------------------------
+// ---- meeting the other threads of a block or a warp -----------------------------------------------------------------
 namespace emulation {
 namespace {
 
@@ -96,21 +96,20 @@ DEVICE int shuffle_up(int value, int distance) {
     return int(emulation::exchange("shuffle_up", u32(value), distance > lane ? lane : lane - distance));
 }
 
-// ---- asynchronous copies from global to shared memory ------------------------------------------------------------------
-// A place in shared memory with 16 bytes behind it, at a multiple of 16.
-DEVICE u32 shared_address(const void* pointer) {
-    const auto& machine = emulation::machine;
+// ---- asynchronous copies from global to shared memory ---------------------------------------------------------------
+namespace emulation {
+namespace {
+
+// The offset of a place in shared memory with 16 bytes behind it, at a multiple of 16.
+u32 checked_address(const char* what, const void* pointer) {
     const i64 address = static_cast<const unsigned char*>(pointer) - machine.shared;
-    if (address < 0 || address + 16 > machine.shared_bytes || address % 16 != 0) {
-        emulation::fail("thread %d of " EMULATION_BLOCK ": 16 bytes at %lld of %d bytes of shared memory, %s",
-                        machine.thread, EMULATION_BLOCK_VALUES, address, machine.shared_bytes,
-                        address % 16 != 0 ? "no multiple of 16" : "which lie outside it");
+    const bool outside = address < 0 || address + 16 > machine.shared_bytes;
+    if (outside || address % 16 != 0) {
+        fail("thread %d of " EMULATION_BLOCK ": %s at byte %lld, %s", machine.thread, EMULATION_BLOCK_VALUES, what,
+             address, outside ? "outside shared memory" : "no multiple of 16");
     }
     return u32(address);
 }
-
-namespace emulation {
-namespace {
 
 void perform(const Copy& copy) {
     if (copy.valid) {
@@ -131,6 +130,7 @@ void perform_before(int group) {
 }  // namespace
 }  // namespace emulation
 
+DEVICE u32 shared_address(const void* pointer) { return emulation::checked_address("shared_address", pointer); }
 DEVICE void copy_async(void* target, const void* source, bool valid) {
     emulation::Machine& machine = emulation::machine;
     emulation::Fiber& fiber = machine.fibers[machine.fiber];
@@ -138,7 +138,8 @@ DEVICE void copy_async(void* target, const void* source, bool valid) {
         emulation::fail("thread %d of " EMULATION_BLOCK ": copy_async from %p, no multiple of 16", machine.thread,
                         EMULATION_BLOCK_VALUES, source);
     }
-    const emulation::Copy copy{machine.shared + shared_address(target), source, valid, fiber.groups};
+    emulation::checked_address("copy_async", target);
+    const emulation::Copy copy{target, source, valid, fiber.groups};
     if (machine.reverse) {
         emulation::perform(copy);
     } else {
@@ -151,7 +152,7 @@ DEVICE void wait_copies() {
     emulation::perform_before(emulation::machine.fibers[emulation::machine.fiber].groups - PENDING);
 }
 
-// ---- matrices of 8 x 8 16-bit numbers ----------------------------------------------------------------------------------
+// ---- matrices of 8 x 8 16-bit numbers -------------------------------------------------------------------------------
 namespace emulation {
 namespace {
 
@@ -171,34 +172,54 @@ struct Factors {
     const u32* b;
 };
 
-using Row = float __attribute__((vector_size(32)));
+// Four columns of a matrix; wider ones would not stay in the registers that every x86-64 has.
+using Quad = float __attribute__((vector_size(16)));
+
+DEVICE Quad quad_at(const float* numbers) {
+    Quad quad;
+    memcpy(&quad, numbers, sizeof quad);
+    return quad;
+}
+
+// c += a b, all by rows, each sum by rising k. Two rows at a time: four sums that do not wait for one another.
+void multiply_matrices(float* c, const float* a, const float* b) {
+    for (int row = 0; row < 16; row += 2, c += 2 * 8, a += 2 * 16) {
+        Quad sums[4] = {quad_at(c), quad_at(c + 4), quad_at(c + 8), quad_at(c + 12)};
+        for (int k = 0; k < 16; ++k) {
+            sums[0] += a[k] * quad_at(b + 8 * k);
+            sums[1] += a[k] * quad_at(b + 8 * k + 4);
+            sums[2] += a[k + 16] * quad_at(b + 8 * k);
+            sums[3] += a[k + 16] * quad_at(b + 8 * k + 4);
+        }
+        memcpy(c, sums, sizeof sums);
+    }
+}
 
 template <float value(u16)>
 void multiply(const char* what, float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     Factors mine{c, a, b};
     meet_warp(what, mine, [](Lanes<Factors> lanes) {
-        u16 a_bits[16 * 16], b_bits[16 * 8];
-        float left[16 * 16], right[16 * 8];
-        Row sums[16], rows[16];
+        u16 bits[16 * 16 + 16 * 8];
+        float factors[16 * 16 + 16 * 8], sums[16 * 8];
         for (int lane = 0; lane < WARP; ++lane) {
             const int g = lane / 4, t = lane % 4;
+            const Factors& held = lanes[lane];
+#pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
-                memcpy(&a_bits[(g + i % 2 * 8) * 16 + 2 * t + i / 2 * 8], &lanes[lane].a[i], 4);
-                sums[g + i / 2 * 8][2 * t + i % 2] = lanes[lane].c[i];
+                memcpy(&bits[(g + i % 2 * 8) * 16 + 2 * t + i / 2 * 8], &held.a[i], 4);
+                sums[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = held.c[i];
             }
+#pragma GCC unroll 2
             for (int i = 0; i < 2; ++i) {
-                b_bits[(2 * t + 8 * i) * 8 + g] = u16(lanes[lane].b[i]);
-                b_bits[(2 * t + 8 * i + 1) * 8 + g] = u16(lanes[lane].b[i] >> 16);
+                bits[256 + (2 * t + 8 * i) * 8 + g] = u16(held.b[i]);
+                bits[256 + (2 * t + 8 * i + 1) * 8 + g] = u16(held.b[i] >> 16);
             }
         }
-        for (int i = 0; i < 16 * 16; ++i) left[i] = value(a_bits[i]);
-        for (int i = 0; i < 16 * 8; ++i) right[i] = value(b_bits[i]);
-        memcpy(rows, right, sizeof rows);
-        for (int row = 0; row < 16; ++row) {
-            for (int k = 0; k < 16; ++k) sums[row] += left[row * 16 + k] * rows[k];
-        }
+        for (int i = 0; i < 16 * 16 + 16 * 8; ++i) factors[i] = value(bits[i]);
+        multiply_matrices(sums, factors, factors + 256);
         for (int lane = 0; lane < WARP; ++lane) {
-            for (int i = 0; i < 4; ++i) lanes[lane].c[i] = sums[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) lanes[lane].c[i] = sums[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2];
         }
     });
 }
@@ -207,7 +228,8 @@ void multiply(const char* what, float (&c)[4], const u32 (&a)[4], const u32 (&b)
 }  // namespace emulation
 
 DEVICE void load_matrices(u32 (&out)[4], const void* row) {
-    emulation::Rows mine{out, emulation::machine.shared + shared_address(row)};
+    emulation::checked_address("load_matrices", row);
+    emulation::Rows mine{out, static_cast<const unsigned char*>(row)};
     emulation::meet_warp("load_matrices", mine, [](emulation::Lanes<emulation::Rows> lanes) {
         for (int lane = 0; lane < emulation::WARP; ++lane) {
             for (int i = 0; i < 4; ++i) memcpy(&lanes[lane].out[i], lanes[8 * i + lane / 4].row + 4 * (lane % 4), 4);
@@ -215,7 +237,8 @@ DEVICE void load_matrices(u32 (&out)[4], const void* row) {
     });
 }
 DEVICE void load_matrices_transposed(u32 (&out)[4], const void* row) {
-    emulation::Rows mine{out, emulation::machine.shared + shared_address(row)};
+    emulation::checked_address("load_matrices_transposed", row);
+    emulation::Rows mine{out, static_cast<const unsigned char*>(row)};
     emulation::meet_warp("load_matrices_transposed", mine, [](emulation::Lanes<emulation::Rows> lanes) {
         for (int lane = 0; lane < emulation::WARP; ++lane) {
             for (int i = 0; i < 4; ++i) {
@@ -232,7 +255,7 @@ DEVICE void multiply_bfloat(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2])
     emulation::multiply<bfloat_value>("multiply_bfloat", c, a, b);
 }
 
-// ---- memory that blocks share ------------------------------------------------------------------------------------------
+// ---- memory that blocks share ---------------------------------------------------------------------------------------
 // Atomic between host threads too: two libraries may run at once.
 DEVICE int atomic_add(int* target, int value) { return __atomic_fetch_add(target, value, __ATOMIC_RELAXED); }
 DEVICE u32 atomic_exchange_if(u32* target, u32 expected, u32 value) {

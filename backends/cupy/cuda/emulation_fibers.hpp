@@ -1,12 +1,7 @@
-// A grid of thread blocks on one CPU thread: blocks run one after another, the threads of a block as fibers.
+// The threads of a block as fibers of one CPU thread, and the places where they wait for one another.
 //
-// A thread runs until it must wait for others, then the next that can go on runs, in the order of the threads: what one
-// call computes is the same every time. What a GPU leaves open is decided one way, and the other way after
-// `emulate_in_reverse(1)`, so that a kernel that lacks a barrier or a wait gives a wrong or a different result in one of
-// them: threads run from the first to the last (from the last to the first), asynchronous copies land as late as they
-// may (at once).
-//
-// What breaks the machine's rules ends the run, and `run` returns a text that says who did what.
+// A thread runs until it must wait for others; then the next that can go on runs, in the order of the threads, so that
+// what a call computes is the same every time. What breaks the machine's rules ends the call by `fail`.
 #pragma once
 
 #undef _FORTIFY_SOURCE  // Its longjmp takes a jump to another stack for an error.
@@ -15,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <mutex>
@@ -32,13 +26,15 @@ constexpr int MOST_THREADS = 1024;
 constexpr u32 ALL_LANES = 0xffffffffu;
 // An odd number of cache lines: stacks a power of two apart would all compete for the same few places of the caches.
 constexpr size_t STACK_BYTES = 128 * 1024 + 21 * 64;
-constexpr int GUARD_WORDS = 256;
+// What C and the report of a failure need below a thread's own frames.
+constexpr size_t STACK_RESERVE = 8 * 1024;
+constexpr int GUARD_BYTES = 1024;
 // A NaN as a float and in both halves, and not what -1 writes.
 constexpr u32 GUARD = 0xfffdfffdu;
 constexpr const char* RETURNED = "";
 
 struct Copy {
-    unsigned char* target;
+    void* target;
     const void* source;
     bool valid;
     int group;
@@ -103,7 +99,7 @@ enum Outcome { FINISHED = 1, FAILED = 2 };
 #define EMULATION_BLOCK_VALUES \
     emulation::machine.block[0], emulation::machine.block[1], emulation::machine.block[2]
 
-// ---- fibers ----------------------------------------------------------------------------------------------------------------
+// ---- fibers ---------------------------------------------------------------------------------------------------------
 
 // Called with nobody able to go on: say where everybody is, in runs of neighbours at the same place.
 [[noreturn]] void fail_stuck() {
@@ -135,6 +131,9 @@ int next_fiber() {
     return warp * WARP + __builtin_ctz(runnable);
 }
 
+// The lowest stack is nobody's: what overflows lands in our memory, until it is found.
+char* stack_of(int index) { return machine.stacks + (index + 1) * STACK_BYTES; }
+
 void live();
 
 [[noreturn]] void resume(int index) {
@@ -145,7 +144,7 @@ void live();
     fiber.started = true;
     static ucontext_t context;
     getcontext(&context);
-    context.uc_stack.ss_sp = machine.stacks + index * STACK_BYTES;
+    context.uc_stack.ss_sp = stack_of(index);
     context.uc_stack.ss_size = STACK_BYTES;
     context.uc_link = nullptr;
     makecontext(&context, live, 0);
@@ -164,54 +163,15 @@ void wait_at(const char* what) {
     switch_to(next_fiber());
 }
 
-void check_guards() {
-    u32 before[GUARD_WORDS], after[GUARD_WORDS];
-    memcpy(before, machine.shared - sizeof before, sizeof before);
-    memcpy(after, machine.shared + machine.shared_bytes, sizeof after);
-    for (int i = 0; i < GUARD_WORDS; ++i) {
-        if (after[i] != GUARD) {
-            fail(EMULATION_BLOCK ": shared memory has %d bytes, and byte %d was written", EMULATION_BLOCK_VALUES,
-                 machine.shared_bytes, machine.shared_bytes + 4 * i);
-        }
-        if (before[i] != GUARD) {
-            fail(EMULATION_BLOCK ": byte %d of shared memory was written", EMULATION_BLOCK_VALUES,
-                 4 * (i - GUARD_WORDS));
-        }
-    }
-}
-
-void check_stacks() {
-    for (int i = 0; i < machine.threads; ++i) {
-        u32 end;
-        memcpy(&end, machine.stacks + i * STACK_BYTES, sizeof end);
-        if (end != GUARD) {
-            fail("thread %d of " EMULATION_BLOCK ": more than %d bytes of stack", machine.fibers[i].thread,
-                 EMULATION_BLOCK_VALUES, int(STACK_BYTES));
-        }
-    }
-}
-
-// The life of a fiber: in block after block it is the same thread.
-void live() {
-    for (;;) {
-        machine.call(machine.body);
-        Fiber& fiber = machine.fibers[machine.fiber];
-        fiber.copies.clear();
-        fiber.groups = 0;
-        if (++machine.returned < machine.threads) {
-            wait_at(RETURNED);
-        } else {
-            check_guards();
-            check_stacks();
-            if (_setjmp(fiber.registers) == 0) _longjmp(machine.home, FINISHED);
-        }
-    }
-}
-
-// ---- meeting -----------------------------------------------------------------------------------------------------------------
+// ---- meeting --------------------------------------------------------------------------------------------------------
 
 // Whether this thread completes the meeting.
 bool arrive(Meeting& meeting, int size, const char* what) {
+    const char* const end = stack_of(machine.fiber) + STACK_RESERVE;
+    if (static_cast<const char*>(__builtin_frame_address(0)) < end) {
+        fail("thread %d of " EMULATION_BLOCK ": more than %d bytes of stack", machine.thread, EMULATION_BLOCK_VALUES,
+             int(STACK_BYTES - STACK_RESERVE));
+    }
     if (meeting.arrived == 0) {
         meeting.what = what;
         meeting.first = machine.thread;
@@ -256,102 +216,5 @@ bool meet_block(const char* what, bool here) {
     return machine.any;
 }
 
-// ---- running -----------------------------------------------------------------------------------------------------------------
-
-void fill_guard(void* memory, int words) {
-    for (int i = 0; i < words; ++i) memcpy(static_cast<u32*>(memory) + i, &GUARD, sizeof GUARD);
-}
-
-// False with `machine.failure` set.
-__attribute__((noinline)) bool run_block() {
-    memset(machine.shared, 0xff, machine.shared_bytes);
-    machine.returned = 0;
-    for (int i = 0; i < machine.warps; ++i) machine.warp[i].runnable = ALL_LANES;
-    const int outcome = _setjmp(machine.home);
-    if (outcome == 0) resume(0);
-    return outcome == FINISHED;
-}
-
-// Fibers left in the middle of a kernel, or not there yet, begin anew.
-void renew(int threads) {
-    if (threads > machine.stacks_held) {
-        if (machine.stacks_held > 0) munmap(machine.stacks, machine.stacks_held * STACK_BYTES);
-        machine.stacks_held = 0;
-        void* stacks = mmap(nullptr, threads * STACK_BYTES, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED) abort();
-        // Only the upper end of each is used: huge pages would hold all of it.
-        madvise(stacks, threads * STACK_BYTES, MADV_NOHUGEPAGE);
-        machine.stacks = static_cast<char*>(stacks);
-        machine.stacks_held = threads;
-    }
-    for (int i = 0; i < machine.stacks_held; ++i) {
-        machine.fibers[i].started = false;
-        machine.fibers[i].copies.clear();
-        machine.fibers[i].groups = 0;
-        fill_guard(machine.stacks + i * STACK_BYTES, 1);
-    }
-    for (Warp& warp : machine.warp) warp.meeting.arrived = 0;
-    machine.barrier.arrived = 0;
-    machine.any_arrived = false;
-}
-
-void prepare(int threads, int shared_bytes) {
-    machine.threads = threads;
-    machine.warps = threads / WARP;
-    if (threads > machine.stacks_held) renew(threads);
-    for (int i = 0; i < threads; ++i) machine.fibers[i].thread = machine.reverse ? threads - 1 - i : i;
-    constexpr int GUARD_BYTES = GUARD_WORDS * sizeof(u32);
-    if (machine.shared == nullptr || shared_bytes > machine.shared_held) {
-        if (machine.shared != nullptr) free(machine.shared - GUARD_BYTES);
-        const size_t bytes = (shared_bytes + 2 * GUARD_BYTES + 1023) / 1024 * 1024;
-        auto* memory = static_cast<unsigned char*>(aligned_alloc(1024, bytes));
-        if (memory == nullptr) abort();
-        machine.shared = memory + GUARD_BYTES;
-        machine.shared_held = shared_bytes;
-    }
-    machine.shared_bytes = shared_bytes;
-    fill_guard(machine.shared - GUARD_BYTES, GUARD_WORDS);
-    fill_guard(machine.shared + shared_bytes, GUARD_WORDS);
-}
-
-const char* run_grid(const int (&grid)[3], int threads, int shared_bytes, void (*call)(const void*), const void* body) {
-    // Read by the caller after the next call may have begun.
-    static thread_local char failure[sizeof machine.failure];
-    if (threads < WARP || threads > MOST_THREADS || threads % WARP != 0 || shared_bytes < 0) {
-        snprintf(failure, sizeof failure, "blocks of %d threads and %d bytes of shared memory", threads, shared_bytes);
-        return failure;
-    }
-    std::lock_guard<std::mutex> lock(machine.alone);
-    machine.call = call;
-    machine.body = body;
-    prepare(threads, shared_bytes);
-    memcpy(machine.grid, grid, sizeof machine.grid);
-    int(&block)[3] = machine.block;
-    for (block[2] = 0; block[2] < grid[2]; ++block[2]) {
-        for (block[1] = 0; block[1] < grid[1]; ++block[1]) {
-            for (block[0] = 0; block[0] < grid[0]; ++block[0]) {
-                if (run_block()) continue;
-                renew(threads);
-                memcpy(failure, machine.failure, sizeof failure);
-                return failure;
-            }
-        }
-    }
-    return nullptr;
-}
-
-// Run `body`, a kernel with its arguments, as every thread of a grid. Nothing, or what went wrong.
-template <class Body>
-const char* run(int grid_x, int grid_y, int grid_z, int threads, int shared_bytes, const Body& body) {
-    const auto call = [](const void* it) { (*static_cast<const Body*>(it))(); };
-    return run_grid({grid_x, grid_y, grid_z}, threads, shared_bytes, call, &body);
-}
-
 }  // namespace
 }  // namespace emulation
-
-extern "C" __attribute__((visibility("default"))) void emulate_in_reverse(int on) {
-    std::lock_guard<std::mutex> lock(emulation::machine.alone);
-    emulation::machine.reverse = on != 0;
-}

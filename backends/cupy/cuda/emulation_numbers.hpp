@@ -30,12 +30,11 @@ DEVICE u16 half_bits(float x) {
     if (magnitude < 0x38800000u) return u16(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
     return u16(sign | (magnitude - 0x38000000u + 0x0fffu + (magnitude >> 13 & 1u)) >> 13);
 }
-// Without branches, for a loop over it to become vector instructions.
+// As a float the bits are 2^112 too small, subnormal ones too; infinities and NaN must get the highest exponent.
 DEVICE float half_value(u16 bits) {
     const u32 magnitude = (bits & 0x7fffu) << 13;
-    const u32 subnormal = bits_of(float_of(magnitude | 0x38800000u) - float_of(0x38800000u));
-    const u32 normal = magnitude + (magnitude >= 0x0f800000u ? 0x70000000u : 0x38000000u);
-    return float_of((magnitude < 0x00800000u ? subnormal : normal) | (bits & 0x8000u) << 16);
+    const u32 exponent = magnitude >= 0x0f800000u ? 0x7f800000u : 0;
+    return float_of(bits_of(float_of(magnitude) * 0x1p112f) | exponent | (bits & 0x8000u) << 16);
 }
 DEVICE u16 bfloat_bits(float x) {
     const u32 bits = bits_of(x);
