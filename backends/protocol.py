@@ -89,7 +89,7 @@ class Problem:
 
     Attributes:
         plan: the compiled spec.
-        framework: library of the arrays, "numpy", "torch" or "jax".
+        framework: library of the arrays, "numpy", "cupy", "torch" or "jax".
         device: kind of device that holds them, "cpu" or "cuda".
         dtype: "float16", "bfloat16", "float32" or "float64", of q, k and v.
         batch, heads, kv_heads, head_dim, v_head_dim: sizes; v_head_dim is head_dim where only routing is asked.

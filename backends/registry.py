@@ -13,6 +13,7 @@ from sparsemoc.spec.errors import UnsupportedError, describe, did_you_mean, one_
 BUILT_IN = {
     "numba": "sparsemoc.backends.numba",
     "triton": "sparsemoc.backends.triton.entry",
+    "cupy": "sparsemoc.backends.cupy.entry",
     "reference": "sparsemoc.backends.reference",
 }
 #: Entry-point group; each entry is a name and "module:BACKEND".
@@ -69,7 +70,9 @@ def get_backend(name: str, function: str = "get_backend") -> Backend:
 def choose(problem: Problem, name: str | Backend, function: str = "choose") -> Backend:
     """Return the backend for a problem. A name is obeyed or refused; only "auto" chooses.
 
-    Each backend is asked about `problem.shown_to(backend.capabilities)`, and is to be given just that.
+    Each backend is asked about `problem.shown_to(backend.capabilities)`, and is to be given just that. "auto" takes the
+    first in the table that can, but one for which the arrays must be shown in a library other than their own and
+    NumPy, which may have to be loaded first, only where no other can.
 
     Raises:
         UnsupportedError: the named backend, or with "auto" every backend, refuses; the text lists each reason, and
@@ -79,14 +82,19 @@ def choose(problem: Problem, name: str | Backend, function: str = "choose") -> B
         return _obeyed(problem, name, function)
     if name != "auto":
         return _obeyed(problem, get_backend(name, function), function)
-    reasons = {}
+    reasons, by_another = {}, None
     for candidate in backend_names():
         backend = _load(candidate)
         reason = backend if isinstance(backend, str) else _refusal(problem, backend)
-        if reason is None:
-            assert not isinstance(backend, str)
+        if reason is not None:
+            reasons[candidate] = reason
+            continue
+        assert not isinstance(backend, str)
+        if problem.shown_to(backend.capabilities).framework in (problem.framework, "numpy"):
             return backend
-        reasons[candidate] = reason
+        by_another = by_another or backend
+    if by_another is not None:
+        return by_another
     listed = "\n".join(f"  {candidate}: {reason}" for candidate, reason in reasons.items())
     raise UnsupportedError(f"{function}: no backend can run this problem ({problem}).\n{listed}")
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sparsemoc.spec import checks
 from sparsemoc.spec.errors import LayoutError, UnsupportedError, describe
+from sparsemoc.spec.host import is_cupy
 from sparsemoc.spec.masks import layout_of
 from sparsemoc.spec.plan import Plan, Sample
 from sparsemoc.spec.report import new_keys, routes
@@ -42,7 +43,7 @@ def to_block_mask(layout: Layout, block_size: int | tuple[int, int] = 128, devic
     """
     torch, flex = _torch("to_block_mask")
     block = _checked_block(block_size)
-    device, layout = layout.selected.device if device is None else device, layout.on_host()
+    device, layout = _device_of(layout.selected) if device is None else device, layout.on_host()
     counts = _allowed_pairs(layout, block)
     full = counts == block[0] * block[1]  # a block that sticks out of the mask is partial, as in create_block_mask
     lists = [torch.as_tensor(part, device=device) for kept in ((counts > 0) & ~full, full) for part in _ordered(kept)]
@@ -61,6 +62,11 @@ def _torch(function: str) -> tuple[ModuleType, ModuleType]:
             f'{function}: needs torch with FlexAttention, got {error}. Hint: pip install "sparsemoc[torch]".'
         ) from None
     return torch, flex_attention
+
+
+def _device_of(array: Any) -> Any:
+    """Return the torch device on which an array lies."""
+    return f"cuda:{array.device.id}" if is_cupy(array) else array.device
 
 
 def _checked_block(block_size: Any) -> tuple[int, int]:

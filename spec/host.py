@@ -11,8 +11,13 @@ from sparsemoc.spec.errors import UnsupportedError
 from sparsemoc.spec.traced import is_traced
 
 
+def is_cupy(value: object) -> bool:
+    """Return whether a value is an array of CuPy, told without importing it."""
+    return any(kind.__module__.partition(".")[0] == "cupy" for kind in type(value).__mro__)
+
+
 def dtype_name(array: Any) -> str:
-    """Return the name of an array's dtype, which is the same for NumPy, JAX and torch: "int32"."""
+    """Return the name of an array's dtype, which is the same for NumPy, CuPy, JAX and torch: "int32"."""
     return str(array.dtype).removeprefix("torch.")
 
 
@@ -29,4 +34,6 @@ def host(array: Any) -> NDArray[Any]:
             f"an array must hold data to be read, got a traced {array.dtype}{list(array.shape)}. "
             "Hint: read it outside of jax.jit, jax.grad and jax.vmap, and leave Options(checked=True) out inside."
         )
+    if is_cupy(array):
+        return np.asarray(array.get())
     return np.asarray(array.cpu() if hasattr(array, "cpu") else array)

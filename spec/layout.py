@@ -57,7 +57,7 @@ class Layout:
     Attributes:
         selected: int32 (batch, heads, queries, plan.slots): the routed chunks of each query, ascending, -1 beyond
             their count, in dense rows and in padded rows. Packed: batch 1; chunk numbers restart in each sample.
-            An array of the library that was routed, NumPy, JAX or torch, on its device; and so is key_lengths.
+            An array of the library that was routed, NumPy, CuPy, JAX or torch, on its device; and so is key_lengths.
         plan: what it was made for.
         key_lengths: int32 (batch, segments), packed (samples, most segments): valid tokens; None without padding.
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsemoc.spec.errors import SpecError, describe
+from sparsemoc.spec.host import host, is_cupy
 
 Words = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]
 
@@ -68,7 +69,8 @@ def seed_number(seed: object) -> int:
         # What answers to index() and is refused all the same: True, and in torch an array of one element.
         if isinstance(seed, bool) or getattr(seed, "ndim", None) or str(getattr(seed, "dtype", None)).endswith("bool"):
             raise TypeError
-        number = operator.index(seed)  # type: ignore[arg-type]  # TypeError is how it answers for other types
+        value = host(seed) if is_cupy(seed) else seed  # CuPy's arrays do not answer to index()
+        number = operator.index(value)  # type: ignore[arg-type]  # TypeError is how it answers for other types
     except TypeError:
         raise SpecError(
             f"seed must be a whole number or a 0-d integer array, got {describe(seed)}. Hint: seed=0."

@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from sparsemoc.frameworks.execution import Execution
 
 #: Root module of an array's type -> the module here that serves it.
-_MODULES = {name: f"sparsemoc.frameworks.{name}" for name in ("numpy", "jax", "torch")}
+_MODULES = {name: f"sparsemoc.frameworks.{name}" for name in ("numpy", "cupy", "jax", "torch")}
 #: Root modules of array types that belong to a library of another name.
 _ALIASES = {"jaxlib": "jax"}
-#: Array libraries that are known and not served yet, with the way round.
-_HINTS = {"cupy": "pass cupy.asnumpy(array)"}
 
 
 class Framework(Protocol):
@@ -98,12 +96,10 @@ def framework_of(function: str, **arrays: Any) -> Framework:
         listed = ", ".join(f"`{argument}` from {root or 'none'}" for argument, root in roots.items())
         raise ShapeError(f"{function}: all arrays must come from one library, got {listed}.")
     for argument, root in roots.items():
-        if root not in _MODULES:
-            hint = "pass numpy.asarray(array)" if root is None else _HINTS[root]
-            got = describe(arrays[argument]) if root is None else f"{root} {type(arrays[argument]).__name__}"
+        if root is None:
             raise UnsupportedError(
-                f"{function}: `{argument}` must be a NumPy array, a JAX array or a torch tensor, got {got}. "
-                f"Hint: {hint}."
+                f"{function}: `{argument}` must be a NumPy, CuPy or JAX array or a torch tensor, "
+                f"got {describe(arrays[argument])}. Hint: pass numpy.asarray(array)."
             )
     framework: Framework = import_module(_MODULES[libraries.pop()])
     return framework
@@ -113,4 +109,4 @@ def _root(kind: type) -> str | None:
     """Return the library of an array type: the first known root module along its bases, None where there is none."""
     roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
     known = (_ALIASES.get(root, root) for root in roots)
-    return next((root for root in known if root in _MODULES or root in _HINTS), None)
+    return next((root for root in known if root in _MODULES), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -89,6 +89,8 @@ class Execution:
     ) -> Array:
         """Return `Layout.selected`, by the backend."""
         show = self._shown
+        if randomness is not None and not isinstance(randomness.seed, int):
+            randomness = replace(randomness, seed=show(randomness.seed))
         selected = self._run("route", show(q), show(centroids), show(key_lengths), randomness)
         return self.framework.own(selected, q)
 

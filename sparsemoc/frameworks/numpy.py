@@ -52,7 +52,7 @@ def integers(array: Any, argument: str, function: str, like: Any = None) -> NDAr
         raise ShapeError(f"{function}: `{argument}` must be an integer array, got {describe(array)}.")
     try:
         values = host(array)
-    except ValueError:  # rows of unlike lengths
+    except (TypeError, ValueError):  # numbers on a device, rows of unlike lengths
         raise ShapeError(f"{function}: `{argument}` must be an integer array, got {describe(array)}.") from None
     if values.dtype.kind not in "iu":
         raise ShapeError(

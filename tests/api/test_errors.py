@@ -104,12 +104,12 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     ),
     "an unknown backend": (
         lambda c: c.attention(backend="numbas"), moc.UnsupportedError,
-        'attention: backend must be "auto", "numba", "triton" or "reference", got \'numbas\' (str). '
+        'attention: backend must be "auto", "numba", "triton", "cupy" or "reference", got \'numbas\' (str). '
         'Did you mean "numba"?',
     ),
     "a backend of another kind": (
         lambda c: c.pool(backend=3), moc.UnsupportedError,
-        'pool: backend must be "auto", "numba", "triton" or "reference", got 3 (int).',
+        'pool: backend must be "auto", "numba", "triton", "cupy" or "reference", got 3 (int).',
     ),
     "the class of a backend": (
         lambda c: c.attention(backend=ReferenceBackend), moc.SpecError,

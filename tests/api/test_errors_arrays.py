@@ -24,11 +24,11 @@ HINT = "Hint: array.astype(numpy.float32)."
 KINDS: dict[str, tuple[Any, type[Exception], str]] = {
     "None": (
         None, moc.UnsupportedError,
-        "must be a NumPy array, a JAX array or a torch tensor, got None (NoneType). Hint: pass numpy.asarray(array).",
+        "must be a NumPy, CuPy or JAX array or a torch tensor, got None (NoneType). Hint: pass numpy.asarray(array).",
     ),
     "a list": (
         [[1.0]], moc.UnsupportedError,
-        "must be a NumPy array, a JAX array or a torch tensor, got [[1.0]] (list). Hint: pass numpy.asarray(array).",
+        "must be a NumPy, CuPy or JAX array or a torch tensor, got [[1.0]] (list). Hint: pass numpy.asarray(array).",
     ),
     "a number": (np.float32(1), moc.ShapeError, "must be a NumPy array, got np.float32(1.0) (float32)."),
     "a masked array": (
@@ -72,16 +72,31 @@ def test_an_array_of_the_wrong_kind(name: str, argument: str, calls: Any, text_o
     assert text_of(kind, lambda: getattr(calls, call)(**given)) == f"{function}: `{argument}` {rest}"
 
 
-@pytest.mark.parametrize(("library", "hint"), [("cupy", "pass cupy.asnumpy(array)")])
-def test_arrays_of_other_libraries(library: str, hint: str, calls: Any, text_of: Any) -> None:
+class Tensor:
+    """An array of a library that is not served."""
+
+    def __repr__(self) -> str:
+        return "array([1.0])"
+
+
+Tensor.__module__ = "mlx.core"
+
+
+def test_arrays_of_other_libraries(calls: Any, text_of: Any) -> None:
+    got = "array([1.0]) (Tensor). Hint: pass numpy.asarray(array)."
+    rest = f"must be a NumPy, CuPy or JAX array or a torch tensor, got {got}"
+    assert text_of(moc.UnsupportedError, lambda: calls.attention(k=Tensor())) == f"attention: `k` {rest}"
+    text = text_of(moc.UnsupportedError, lambda: calls.attention(key_lengths=Tensor()))
+    assert text == f"attention: `key_lengths` {rest}"
+    assert text_of(moc.UnsupportedError, lambda: calls.grads(d_lse=Tensor())) == f"attention_grads: `d_lse` {rest}"
+
+
+@pytest.mark.parametrize("library", ["torch", "jax", "cupy"])
+def test_arrays_of_two_libraries(library: str, calls: Any, text_of: Any) -> None:
     # A class that says where it comes from stands for the library, which need not be here.
-    tensor = type("Tensor", (), {"__module__": f"{library}.core"})()
-    text = f"pool: `k` must be a NumPy array, a JAX array or a torch tensor, got {library} Tensor. Hint: {hint}."
-    assert text_of(moc.UnsupportedError, lambda: calls.pool(k=tensor)) == text
+    array = type("Array", (), {"__module__": f"{library}.core"})()
     text = f"all arrays must come from one library, got `q` from numpy, `k` from {library}, `v` from numpy."
-    assert text_of(moc.ShapeError, lambda: calls.attention(k=tensor)) == f"attention: {text}"
-    text_of(moc.UnsupportedError, lambda: calls.attention(key_lengths=tensor))
-    text_of(moc.UnsupportedError, lambda: calls.grads(d_lse=tensor))
+    assert text_of(moc.ShapeError, lambda: calls.attention(k=array)) == f"attention: {text}"
 
 
 def halves(calls: Any) -> dict[str, Any]:

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Callable[[Any], object], type[Exception], str]] = {
     ),
     "key_lengths as a number": (
         lambda c: c.attention(key_lengths=12), moc.UnsupportedError,
-        "attention: `key_lengths` must be a NumPy array, a JAX array or a torch tensor, got 12 (int). "
+        "attention: `key_lengths` must be a NumPy, CuPy or JAX array or a torch tensor, got 12 (int). "
         "Hint: pass numpy.asarray(array).",
     ),
     "no layout": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def broken() -> object:
 
 def test_the_backends_of_our_own() -> None:
     names = moc.available_backends()
-    assert list(names)[:3] == ["numba", "triton", "reference"]
+    assert list(names)[:4] == ["numba", "triton", "cupy", "reference"]
     assert names["reference"] is None
     assert isinstance(get_backend("reference"), moc.Backend)
 
@@ -69,7 +70,7 @@ def test_an_object_is_taken_as_it_is() -> None:
 
 def test_an_entry_point_adds_a_backend(install: Callable[..., None]) -> None:
     install(other=Other)
-    assert list(moc.available_backends()) == ["numba", "triton", "reference", "other"]
+    assert list(moc.available_backends()) == ["numba", "triton", "cupy", "reference", "other"]
     assert moc.available_backends()["other"] is None
     expected = moc.attention(Q, Q, Q, SPEC, backend="reference")
     np.testing.assert_array_equal(moc.attention(Q, Q, Q, SPEC, backend="other"), expected)
@@ -91,15 +92,16 @@ def test_an_entry_point_is_loaded_once_and_when_it_is_asked_for(install: Callabl
 
 def test_our_own_backends_cannot_be_replaced(install: Callable[..., None]) -> None:
     install(reference=Other)
-    assert list(moc.available_backends()) == ["numba", "triton", "reference"]
+    assert list(moc.available_backends()) == ["numba", "triton", "cupy", "reference"]
     assert get_backend("reference").name == "reference"
 
 
 def test_a_broken_entry_point_harms_no_other(install: Callable[..., None]) -> None:
     install(broken=broken, number=lambda: 3, other=Other)
-    assert moc.available_backends() | {"numba": None, "triton": None} == {
+    assert moc.available_backends() | {"numba": None, "triton": None, "cupy": None} == {
         "numba": None,
         "triton": None,
+        "cupy": None,
         "reference": None,
         "broken": "ImportError: No module named 'warpdrive'",
         "number": "its entry point gives 3 (int), which is no Backend",
@@ -119,7 +121,7 @@ def test_an_unknown_name_lists_all(install: Callable[..., None]) -> None:
     with pytest.raises(moc.UnsupportedError) as raised:
         moc.attention(Q, Q, Q, SPEC, backend="othr")
     assert str(raised.value) == (
-        'attention: backend must be "auto", "numba", "triton", "reference" or "other", got \'othr\' (str). '
+        'attention: backend must be "auto", "numba", "triton", "cupy", "reference" or "other", got \'othr\' (str). '
         'Did you mean "other"?'
     )
     with pytest.raises(moc.UnsupportedError, match=r"^get_backend: backend must be "):
@@ -138,6 +140,32 @@ def test_auto_takes_the_first_that_can(install: Callable[..., None], monkeypatch
     monkeypatch.setattr(registry, "BUILT_IN", {})
     moc.attention(Q, Q, Q, SPEC)
     assert calls == ["other"]
+
+
+def test_auto_prefers_a_backend_that_takes_the_arrays_as_they_are(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that needs them in the form of another library comes last; NumPy's form, on a CPU, costs nothing."""
+
+    def taking(name: str, *frameworks: str) -> Callable[[], object]:
+        able = replace(ReferenceBackend.capabilities, frameworks=frameworks, devices=("cpu", "cuda"))
+        return type(name, (Other,), {"name": name, "capabilities": able})
+
+    install(a_torch=taking("a_torch", "torch"), b_numpy=taking("b_numpy", "numpy"), c_cupy=taking("c_cupy", "cupy"))
+    monkeypatch.setattr(registry, "BUILT_IN", {})
+    problem = Problem(
+        plan=moc.plan(SPEC, tokens=8), framework="cupy", device="cuda", dtype="float32", batch=1, heads=2, kv_heads=2,
+        head_dim=4, v_head_dim=4, views=("torch",),
+    )  # fmt: skip
+    assert registry.choose(problem, "auto").name == "c_cupy"
+    assert registry.choose(problem, "a_torch").name == "a_torch"
+    torch = replace(problem, framework="torch", views=())
+    assert registry.choose(torch, "auto").name == "a_torch"
+    assert registry.choose(replace(torch, framework="jax", device="cpu", views=("numpy",)), "auto").name == "b_numpy"
+    registry._load.cache_clear()
+    registry.backend_names.cache_clear()
+    install(a_torch=taking("a_torch", "torch"), b_numpy=taking("b_numpy", "numpy"))
+    assert registry.choose(problem, "auto").name == "a_torch"
 
 
 def test_auto_lists_every_reason(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
