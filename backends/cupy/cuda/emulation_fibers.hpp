@@ -4,7 +4,8 @@
 // what a call computes is the same every time. What breaks the machine's rules ends the call by `fail`.
 #pragma once
 
-#undef _FORTIFY_SOURCE  // Its longjmp takes a jump to another stack for an error.
+// Its longjmp takes a jump to another stack for an error. Before the first header of all.
+#undef _FORTIFY_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -152,7 +153,12 @@ void live();
     abort();
 }
 
+// Not inlined, so that its own frame lies below all that the thread has on its stack.
 __attribute__((noinline)) void switch_to(int index) {
+    if (static_cast<char*>(__builtin_frame_address(0)) < stack_of(machine.fiber) + STACK_RESERVE) {
+        fail("thread %d of " EMULATION_BLOCK ": more than %d bytes of stack", machine.thread, EMULATION_BLOCK_VALUES,
+             int(STACK_BYTES - STACK_RESERVE));
+    }
     if (index != machine.fiber && _setjmp(machine.fibers[machine.fiber].registers) == 0) resume(index);
 }
 
@@ -167,11 +173,6 @@ void wait_at(const char* what) {
 
 // Whether this thread completes the meeting.
 bool arrive(Meeting& meeting, int size, const char* what) {
-    const char* const end = stack_of(machine.fiber) + STACK_RESERVE;
-    if (static_cast<const char*>(__builtin_frame_address(0)) < end) {
-        fail("thread %d of " EMULATION_BLOCK ": more than %d bytes of stack", machine.thread, EMULATION_BLOCK_VALUES,
-             int(STACK_BYTES - STACK_RESERVE));
-    }
     if (meeting.arrived == 0) {
         meeting.what = what;
         meeting.first = machine.thread;

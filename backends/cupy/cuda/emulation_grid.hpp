@@ -9,10 +9,10 @@
 // What breaks the machine's rules ends the run, and `run` returns a text that says who did what.
 #pragma once
 
+#include "emulation_fibers.hpp"
+
 #include <stdlib.h>
 #include <sys/mman.h>
-
-#include "emulation_fibers.hpp"
 
 namespace emulation {
 namespace {
