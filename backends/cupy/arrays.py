@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-#: An array of NumPy, torch or CuPy.
-Array = Any
+from sparsemoc.backends.protocol import Array
 
 
 class HostCopy(NamedTuple):
@@ -39,6 +38,7 @@ class Arrays(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array: ...  # noqa: D102
     def upload(self, array: NDArray[Any]) -> Array: ...  # noqa: D102
     def contiguous(self, x: Array) -> Array: ...  # noqa: D102
+    def transpose(self, x: Array, axes: tuple[int, ...]) -> Array: ...  # noqa: D102
     def pointer(self, x: Array) -> int: ...  # noqa: D102
     def strides(self, x: Array) -> tuple[int, ...]: ...  # noqa: D102
     def dtype(self, x: Array) -> str: ...  # noqa: D102
@@ -53,8 +53,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
+def undefined(dtype: str) -> float:
+    """Return what new arrays hold where there is time to fill them: NaN, or the number farthest from any index."""
+    if "int" not in dtype:
+        return float("nan")
+    return int(np.iinfo(dtype).max if dtype.startswith("u") else np.iinfo(dtype).min)
+
+
 class _ShownAsNumpy:
     """What NumPy's arrays show, and CuPy's alike; the methods are those of `Machine`."""
+
+    def transpose(self, x: Array, axes: tuple[int, ...]) -> Array:
+        return x.transpose(axes)
 
     def strides(self, x: Array) -> tuple[int, ...]:
         return tuple(step // x.dtype.itemsize for step in x.strides)
@@ -78,10 +88,8 @@ class NumpyArrays(_ShownAsNumpy):
         return isinstance(x, np.ndarray)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """See `Machine`; what is never written reads as no number, so that no result can depend on it."""
-        made = np.empty(shape, numpy_dtype(dtype))
-        made.view(np.uint8).fill(0xFF)
-        return made
+        """See `Machine`; what is never written reads as `undefined`, so that no result can depend on it."""
+        return np.full(shape, undefined(dtype), numpy_dtype(dtype))
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         """See `Machine`."""
@@ -119,8 +127,10 @@ class TorchArrays:
         return isinstance(x, import_module("torch").Tensor) and str(x.device) == self.device
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """See `Machine`."""
+        """See `Machine`; on a CPU what is never written reads as `undefined`."""
         torch = import_module("torch")
+        if self.device == "cpu":
+            return torch.full(shape, undefined(dtype), dtype=getattr(torch, dtype))
         return torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
@@ -141,6 +151,10 @@ class TorchArrays:
     def contiguous(self, x: Array) -> Array:
         """See `Machine`."""
         return x.contiguous()
+
+    def transpose(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """See `Machine`."""
+        return x.permute(axes)
 
     def pointer(self, x: Array) -> int:
         """See `Machine`."""

@@ -76,7 +76,7 @@ class CudaMachine(ArrayMachine):
                 yield cupy
                 return
             stream = import_module("torch").cuda.current_stream(self.device).cuda_stream
-            with _stream(stream, self.device):
+            with _stream(stream):
                 yield cupy
 
 
@@ -90,10 +90,20 @@ def _capability(device: int) -> int:
     return int(import_module("cupy").cuda.Device(device).compute_capability)
 
 
+@dataclass(frozen=True)
+class _Foreign:
+    """A stream of another library, as CuPy asks for it."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
 @lru_cache(maxsize=64)
-def _stream(pointer: int, device: int) -> Any:
-    """Return a stream of torch as one of CuPy."""
-    return import_module("cupy").cuda.ExternalStream(pointer, device)
+def _stream(pointer: int) -> Any:
+    """Return a stream of the current device as one of CuPy; torch never destroys its own."""
+    return import_module("cupy").cuda.Stream.from_external(_Foreign(pointer))
 
 
 @cache

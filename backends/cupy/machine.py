@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.cupy.arrays import Array, Arrays, HostCopy
+from sparsemoc.backends.cupy.arrays import Arrays, HostCopy
 from sparsemoc.backends.cupy.errors import KernelError
 from sparsemoc.backends.cupy.sources import Parameter, signature
+from sparsemoc.backends.protocol import Array
 from sparsemoc.spec.errors import describe
 
 #: The ints of each C type.
@@ -89,6 +90,9 @@ class Machine(Protocol):
     def capability(self) -> int:
         """Compute capability, 90 for sm_90; 0 where a CPU stands in for the GPU."""
 
+    def __hash__(self) -> int:
+        """Return the same for the same array library and device."""
+
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """Return a new contiguous array of the caller's library, by its allocator; what it holds is undefined."""
 
@@ -100,6 +104,9 @@ class Machine(Protocol):
 
     def contiguous(self, x: Array) -> Array:
         """Return the array itself if it is contiguous, else a copy that is."""
+
+    def transpose(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """Return a view with the axes in another order."""
 
     def pointer(self, x: Array) -> int:
         """Return the address of an array's first element."""
@@ -161,6 +168,10 @@ class ArrayMachine:
     def contiguous(self, x: Array) -> Array:
         """See `Machine`."""
         return self.arrays.contiguous(x)
+
+    def transpose(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """See `Machine`."""
+        return self.arrays.transpose(x, axes)
 
     def pointer(self, x: Array) -> int:
         """See `Machine`."""

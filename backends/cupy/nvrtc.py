@@ -12,7 +12,7 @@ from typing import Any
 from sparsemoc.backends.cupy import cache as disk
 from sparsemoc.backends.cupy.errors import KernelError
 from sparsemoc.backends.cupy.machine import Kernel
-from sparsemoc.backends.cupy.sources import closure, digest
+from sparsemoc.backends.cupy.sources import closure, digest, place_of
 
 #: Of every compilation. A product and a sum become one rounding, functions need no mark to run on the device, and ptxas
 #: tells what each kernel uses.
@@ -105,7 +105,8 @@ def _compile(kernel: Kernel, arch: str, options: tuple[str, ...]) -> tuple[bytes
     nvrtc = _nvrtc()
     if int("".join(filter(str.isdigit, arch))) not in nvrtc.getSupportedArchs():
         raise KernelError(_unknown(arch))
-    (name, text), *headers = closure(kernel.file).items()
+    (_, text), *headers = closure(kernel.file).items()
+    name = str(place_of(kernel.file))
     program = nvrtc.createProgram(
         text, name, [header.encode() for _, header in headers], [included.encode() for included, _ in headers]
     )
