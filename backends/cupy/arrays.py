@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -124,7 +126,8 @@ class TorchArrays:
 
     def holds(self, x: Any) -> bool:
         """See `Arrays`."""
-        return isinstance(x, import_module("torch").Tensor) and str(x.device) == self.device
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(x, torch.Tensor) and x.device == _torch_device(self.device)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """See `Machine`; on a CPU what is never written reads as `undefined`."""
@@ -202,7 +205,8 @@ class CupyArrays(_ShownAsNumpy):
 
     def holds(self, x: Any) -> bool:
         """See `Arrays`."""
-        return isinstance(x, import_module("cupy").ndarray) and int(x.device.id) == self.index
+        cupy = sys.modules.get("cupy")
+        return cupy is not None and isinstance(x, cupy.ndarray) and x.device.id == self.index
 
     @contextmanager
     def _here(self) -> Iterator[Any]:
@@ -254,6 +258,11 @@ class CupyArrays(_ShownAsNumpy):
         """See `Machine`."""
         with self._here():
             x.fill(0)
+
+
+@cache
+def _torch_device(name: str) -> Any:
+    return import_module("torch").device(name)
 
 
 def _finished(values: NDArray[Any]) -> HostCopy:

@@ -239,35 +239,35 @@ def strides_of(machine: Machine, name: str, x: Array, axes: str = "blhd") -> dic
     return {f"stride_{name}{axis}": step for axis, step in zip(axes, machine.strides(x), strict=True)}
 
 
-def values_of(kernel: Kernel, arguments: Mapping[str, Any], arrays: Arrays) -> list[tuple[str, int | float]]:
-    """Return for each parameter of a kernel its C type, see `Parameter.kind`, and its value; pointers are ints.
+def values_of(kernel: Kernel, arguments: Mapping[str, Any], arrays: Arrays) -> list[int | float]:
+    """Return the arguments of a kernel as numbers, in the order of its signature; arrays as their addresses.
 
     Raises:
         KernelError: an argument is missing, unknown, or no value of its C type.
     """
     parameters = signature(kernel.file, kernel.name)
-    if len(parameters) != len(arguments) or any(parameter.name not in arguments for parameter in parameters):
-        known = {parameter.name for parameter in parameters}
-        lacking, excess = sorted(known - set(arguments)), sorted(set(arguments) - known)
-        listed = [
-            f"{word} {', '.join(names)}" for word, names in (("lacks", lacking), ("does not take", excess)) if names
-        ]
-        raise KernelError(f"launch: {kernel.name} of {kernel.file}.cu {' and '.join(listed)}.")
-    return [(parameter.kind, _value(kernel, parameter, arguments[parameter.name], arrays)) for parameter in parameters]
+    try:
+        found = [_value(kernel, parameter, arguments[parameter.name], arrays) for parameter in parameters]
+    except KeyError:
+        raise _unmatched(kernel, parameters, arguments) from None
+    if len(found) != len(arguments):
+        raise _unmatched(kernel, parameters, arguments)
+    return found
 
 
 def _value(kernel: Kernel, parameter: Parameter, value: Any, arrays: Arrays) -> int | float:
-    if parameter.kind == "pointer":
+    kind = parameter.kind
+    if kind == "pointer":
         if value is None:
             return 0
         if arrays.holds(value):
             return arrays.pointer(value)
         raise _refused(kernel, parameter, f"an array of {arrays}, or None", value)
-    if parameter.kind == "float":
+    if kind == "float":
         if isinstance(value, (float, int, np.floating)):
             return float(value)
         raise _refused(kernel, parameter, "a number", value)
-    least, most = _RANGES[parameter.kind]
+    least, most = _RANGES[kind]
     try:
         number = operator.index(value)
     except TypeError:
@@ -275,6 +275,13 @@ def _value(kernel: Kernel, parameter: Parameter, value: Any, arrays: Arrays) -> 
     if not least <= number <= most:
         raise _refused(kernel, parameter, f"within [{least}, {most}]", value)
     return number
+
+
+def _unmatched(kernel: Kernel, parameters: tuple[Parameter, ...], arguments: Mapping[str, Any]) -> KernelError:
+    known = {parameter.name for parameter in parameters}
+    lacking, excess = sorted(known - set(arguments)), sorted(set(arguments) - known)
+    listed = [f"{word} {', '.join(names)}" for word, names in (("lacks", lacking), ("does not take", excess)) if names]
+    return KernelError(f"launch: {kernel.name} of {kernel.file}.cu {' and '.join(listed)}.")
 
 
 def _refused(kernel: Kernel, parameter: Parameter, rule: str, value: Any) -> KernelError:

@@ -1,0 +1,157 @@
+// Anchored pairs, query-major: tiles of consecutive rows against contiguous ranges of keys.
+//
+//   out[h, place] = softmax(scale q_row K^T) V over the item's keys that the row sees,  lse[h, place] = log2 of the sum.
+//
+// An item (planning/query_tiles.py) is a tile of rows and its ranges of keys. Where `slots` > 0 the rows of a tile share one
+// selection, and the item that says so goes on over the chunks chosen: they need no index and no partial results.
+//
+// Constants: ELEMENT, HEAD_BLOCK, VALUE_BLOCK, BLOCK_KEYS, WARP_ROW_TILES, PIECES_OF_FLOAT; see softmax.cuh.
+#include "coverage.cuh"
+#include "faults.cuh"
+#include "partials.cuh"
+
+using S =
+    Shape<ELEMENT, THREADS / 32, WARP_ROW_TILES, BLOCK_KEYS, HEAD_BLOCK, VALUE_BLOCK, PIECES_OF_FLOAT>;
+static_assert(S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES + NOTES == SHARED_BYTES,
+              "the host allots what the tiles take");
+
+// Numbers to an item and to an entry, and the flags of an entry: every row of the tile sees every key of it; only keys
+// within reach of the token window count.
+constexpr int ITEM = 6, ENTRY = 6;
+constexpr int FULL = 1, BANDED = 2;
+
+// What decides which pairs of an item count.
+struct Sight {
+    const int* entries;
+    Anchors anchors;
+    bool causal;
+
+    // Of keys in the range of an entry.
+    DEVICE bool in_range(int number, int row, int key) const {
+        const int* entry = entries + number * ENTRY;
+        const int distance = key - row - anchors.q_start;
+        return row >= entry[2] && row < entry[3] && !(causal && distance > 0) &&
+               !((entry[5] & BANDED) && (distance > anchors.reach || -distance > anchors.reach));
+    }
+};
+
+// The tiles of keys of an item, one after another: of its entries, then of the chunks that its rows chose. Kept in shared
+// memory, by the first warp, so that no register holds it while tiles are multiplied.
+struct Cursor {
+    KeyTile upcoming;
+    int entry, entry_end;
+    int slot, slot_end;
+    int start, stop, mask, range;  // what is left of the range at hand
+};
+static_assert(sizeof(Cursor) <= NOTES, "it lies in the notes");
+
+// Move the cursor on by a tile, if any is left. open_entry(number) and open_chunk(slot) set the cursor's range at hand.
+template <class OpenEntry, class OpenChunk>
+DEVICE void advance(Cursor& cursor, KeyTile& tile, OpenEntry open_entry, OpenChunk open_chunk) {
+    while (cursor.start >= cursor.stop) {
+        if (cursor.entry < cursor.entry_end) {
+            open_entry(cursor.entry);
+        } else if (cursor.slot < cursor.slot_end) {
+            open_chunk(cursor.slot);
+        } else {
+            return;
+        }
+        sync_warp();
+    }
+    const int start = cursor.start, end = smaller(start + S::KEYS, cursor.stop);
+    tile = KeyTile{start, end, cursor.mask == PAIRS ? PAIRS : end - start == S::KEYS ? EVERY : KEYS_END, cursor.range};
+    sync_warp();
+    if (lane_index() == 0) cursor.start = end;
+    sync_warp();
+}
+
+// Grid (items, heads, batch).
+//
+//   q, k, v          (batch, tokens, heads or heads / group, head_dim or v_head_dim), any strides
+//   items, entries   see planning/query_tiles.py, `QueryTiles`
+//   stops, ends      int32 (batch or 1, chunks) and (batch or 1, segments), ends of valid positions; `ends` null without
+//                    padding
+//   selected         int32 (batch, heads, rows, slots), contiguous; read where slots > 0
+//   chunk_lo, run_of_row, run_chunk, run_base, run_stop, anchor_ptr, anchor_lo, anchor_hi   see planning/geometry.py
+//   out              (batch, heads, places, width), normalised;  lse: float32 (batch, heads, places), base 2, -infinity
+//                    where a row sees no key of the item, or is padding
+//   scale            on the logits, log2(e) included, not negative
+KERNEL(attend_anchors)(const ELEMENT* q, const ELEMENT* k, const ELEMENT* v, const int* items, const int* entries,
+                       const int* stops, const int* ends, const int* selected, const int* chunk_lo, const int* run_of_row,
+                       const int* run_chunk, const int* run_base, const int* run_stop, const int* anchor_ptr,
+                       const int* anchor_lo, const int* anchor_hi, ELEMENT* out, float* lse, u32* fault, i64 stride_qb,
+                       i64 stride_ql, i64 stride_qh, i64 stride_qd, i64 stride_kb, i64 stride_kl, i64 stride_kh,
+                       i64 stride_kd, i64 stride_vb, i64 stride_vl, i64 stride_vh, i64 stride_vd, int stride_stops,
+                       int stride_ends, int aligned_q, int aligned_k, int aligned_v, int head_dim, int v_head_dim,
+                       int width, int group, int rows, int places, int slots, int q_start, int reach, int causal,
+                       int splits, float scale) {
+    SHARED_MEMORY(memory);
+    const int head = block_y(), batch = block_z();
+    const i64 lane = i64(batch) * grid_y() + head;
+    const int* item = items + block_x() * ITEM;
+    const int row = item[0], count = item[1], shift = item[4];
+    stops += i64(batch) * stride_stops;
+    const typename S::QueryTile queries{reinterpret_cast<ELEMENT*>(memory)};
+    const typename S::KeysTile keys{reinterpret_cast<ELEMENT*>(memory + S::QueryTile::BYTES)};
+    const typename S::ValuesTile values{reinterpret_cast<ELEMENT*>(memory + S::QueryTile::BYTES + S::KeysTile::BYTES)};
+    const Rows<ELEMENT> query_rows{q + batch * stride_qb + head * stride_qh, stride_ql, stride_qd, head_dim, aligned_q != 0};
+    const Rows<ELEMENT> key_rows{k + batch * stride_kb + head / group * stride_kh, stride_kl, stride_kd, head_dim,
+                                 aligned_k != 0};
+    const Rows<ELEMENT> value_rows{v + batch * stride_vb + head / group * stride_vh, stride_vl, stride_vd, v_head_dim,
+                                   aligned_v != 0};
+    // Whether row r of the tile is a query: without padding all are, with it those before the end of their chunk.
+    const auto is_query = [&](int r) {
+        return r < count && (ends == nullptr || row + r + q_start < stops[run_chunk[run_of_row[row + r]]]);
+    };
+    const int own = warp_index() * S::OWN_ROWS;
+    load_own_rows<S::OWN_ROWS>(queries, own, query_rows, [&](int r) { return is_query(r) ? row + r : -1; });
+    commit_copies();
+
+    const Sight sight{entries, Anchors{run_of_row, anchor_ptr, anchor_lo, anchor_hi, q_start, reach}, causal != 0};
+    Cursor& cursor = *reinterpret_cast<Cursor*>(memory + S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES);
+    if (thread_index() == 0) cursor = Cursor{{}, item[2], item[3], 0, item[5] * slots, 0, 0, EVERY, 0};
+    const auto open = [&](int lo, int hi, int mask, int range) {
+        if (lane_index() != 0) return;
+        cursor.start = lo;
+        cursor.stop = hi;
+        cursor.mask = mask;
+        cursor.range = range;
+        (range < 0 ? cursor.slot : cursor.entry) += 1;
+    };
+    const auto open_entry = [&](int number) {
+        const int* entry = entries + number * ENTRY;
+        const int hi = ends == nullptr ? entry[1] : smaller(entry[1], ends[i64(batch) * stride_ends + entry[4]]);
+        sync_warp();
+        open(entry[0], hi, entry[5] & FULL ? EVERY : PAIRS, number);
+    };
+    const auto open_chunk = [&](int slot) {
+        const int choice = selected[(lane * rows + row) * slots + slot], run = run_of_row[row];
+        const int chunk = run_base[run] + choice;
+        const bool known = choice >= -1 && chunk < run_stop[run];
+        sync_warp();
+        if (!known && thread_index() == 0) report(fault, FAULT_CHUNK, choice, row);
+        if (!known || choice < 0) return open(0, 0, EVERY, -1);
+        bool split = false;
+        for (int r = lane_index(); splits != 0 && r < count; r += 32)
+            split |= sight.anchors.meet(row + r, chunk_lo[chunk], stops[chunk]);
+        open(chunk_lo[chunk], stops[chunk], warp_any(split) ? PAIRS : EVERY, -1);
+    };
+    const auto next = [&](KeyTile& tile) {
+        sync_warp();
+        advance(cursor, tile, open_entry, open_chunk);
+    };
+    const auto seen = [&](const KeyTile& tile, int m, int h, int key) {
+        const int r = own + 16 * m + 8 * h + lane_index() / 4;
+        if (r >= count) return false;
+        return tile.range < 0 ? !sight.anchors.hold(row + r, key) : sight.in_range(tile.range, row + r, key);
+    };
+    Softmax<S> state;
+    state.start();
+    attend<S>(state, queries, keys, values, key_rows, value_rows, scale, &cursor.upcoming, next, seen);
+    lse += lane * places;
+    write_partials<S>(state, queries, out + lane * places * width, lse, width,
+                      [&](int r) { return own + r < count ? i64(shift) + row + own + r : i64(-1); });
+    sync_warp();
+    for (int r = lane_index(); r < S::OWN_ROWS; r += 32)
+        if (own + r < count && !is_query(own + r)) lse[i64(shift) + row + own + r] = -infinity();
+}
