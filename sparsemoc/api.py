@@ -46,10 +46,11 @@ def attention(
 
     out_i = softmax(scale * q_i . K[S(i)]) V[S(i)], S(i) = A(i) united with the keys of the top_k candidate chunks j
     with the highest score <q_i, mean of K[j]>; lse_i is the natural log of the sum of exponentials. See RoutingSpec.
-    Of torch tensors and JAX arrays, out and lse are differentiable: once, in reverse mode.
+    Of torch tensors and JAX arrays, out and lse are differentiable: once, in reverse mode. For NumPy and CuPy arrays
+    there is `attention_grads`.
 
     Args:
-        q: NumPy array, JAX array or torch tensor (batch, queries, heads, head_dim), float16 | bfloat16 | float32 |
+        q: NumPy, CuPy or JAX array or torch tensor (batch, queries, heads, head_dim), float16 | bfloat16 | float32 |
             float64, any strides; or packed (tokens, heads, head_dim), samples end to end. NaN and infinity are
             allowed: a NaN score ranks first, so that a NaN is never hidden.
         k: (batch, keys, kv_heads, head_dim), library, dtype and device of q; heads % kv_heads == 0.

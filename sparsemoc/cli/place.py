@@ -17,7 +17,7 @@ from sparsemoc.tuning.key import Environment, environment_of
 
 
 class Place(NamedTuple):
-    """A library, "numpy" or "torch", and a device, "cpu" or "cuda"."""
+    """A library, "numpy", "cupy" or "torch", and a device, "cpu" or "cuda"."""
 
     framework: str
     device: str
@@ -31,6 +31,10 @@ class Place(NamedTuple):
         """Return a NumPy array there."""
         if self.framework == "numpy":
             return array
+        if self.framework == "cupy":
+            import cupy
+
+            return cupy.asarray(array)
         import torch
 
         if array.dtype.name == "bfloat16":  # torch reads no such NumPy array; by way of float32 no bit is lost
@@ -60,7 +64,7 @@ def place_for(name: str, function: str) -> Place:
 
 
 def place_of(backend: Backend) -> Place | None:
-    """Return where to make arrays for a backend: NumPy's if it takes them, else torch's, on the GPU where it can."""
+    """Return where to make arrays for a backend: by NumPy if it takes them, else torch, else CuPy; on the GPU where it can."""
     frameworks, devices = backend.capabilities.frameworks, backend.capabilities.devices
     if "numpy" in frameworks and "cpu" in devices:
         return Place("numpy", "cpu")
@@ -71,6 +75,11 @@ def place_of(backend: Backend) -> Place | None:
             return Place("torch", "cuda")
         if "cpu" in devices:
             return Place("torch", "cpu")
+    if "cupy" in frameworks and find_spec("cupy") is not None:
+        import cupy
+
+        if cupy.cuda.is_available():
+            return Place("cupy", "cuda")
     return None
 
 

@@ -53,8 +53,8 @@ class ApiImplementation:
 
     Args:
         backend: a name, or an object that is a `sparsemoc.backends.Backend`.
-        framework: library of the arrays that it is given, "numpy", "jax" or "torch"; by default NumPy if the backend
-            takes it.
+        framework: library of the arrays that it is given, "numpy", "cupy", "jax" or "torch"; by default NumPy if the
+            backend takes it.
         device: torch device of the tensors; by default that of the GPU, the CPU where there is none.
     """
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsemoc.spec.errors import UnsupportedError
+from sparsemoc.spec.host import host
 
 Array = NDArray[Any]
 
@@ -26,11 +28,12 @@ def library(name: str, device: str | None = None) -> Library:
     """Return a library by name; torch with its tensors on a device, by default the GPU if there is one."""
     if name == "torch":
         return _Torch(device)
-    if name not in ("numpy", "jax"):
-        raise ValueError(f'testing: framework must be "numpy", "jax" or "torch", got {name!r}.')
+    others: dict[str, Callable[[], Library]] = {"numpy": _NumPy, "cupy": _Cupy, "jax": _Jax}
+    if name not in others:
+        raise ValueError(f'testing: framework must be "numpy", "cupy", "jax" or "torch", got {name!r}.')
     if device not in (None, "cpu"):
-        raise ValueError(f"testing: device must be left out for NumPy and JAX arrays, got {device!r}.")
-    return _NumPy() if name == "numpy" else _Jax()
+        raise ValueError(f"testing: device must be left out for NumPy, CuPy and JAX arrays, got {device!r}.")
+    return others[name]()
 
 
 class _NumPy:
@@ -41,6 +44,30 @@ class _NumPy:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"NumPy arrays must come back where they went in, got {type(array).__name__}.")
         return array
+
+
+class _Cupy:
+    """Arrays on the current device."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+
+    def give(self, array: Array) -> Any:
+        if not array.size:
+            return self._cupy.asarray(array)
+        forwards = tuple(slice(None, None, -1 if step < 0 else 1) for step in array.strides)
+        low = array[forwards]  # its first element is the lowest in memory
+        span = 1 + sum((n - 1) * step for n, step in zip(low.shape, low.strides, strict=True)) // array.itemsize
+        # To the device goes the memory that the array spans, so that its strides come along.
+        memory = self._cupy.asarray(np.lib.stride_tricks.as_strided(low, (span,), (array.itemsize,)))
+        return self._cupy.lib.stride_tricks.as_strided(memory, low.shape, low.strides)[forwards]
+
+    def take(self, array: Any) -> Array:
+        if not isinstance(array, self._cupy.ndarray):
+            raise TypeError(f"CuPy arrays must come back where they went in, got {type(array).__name__}.")
+        return host(array)
 
 
 class _Jax:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsemoc.backends import Problem
 from sparsemoc.spec.traced import is_traced
 from sparsemoc.tuning.work import Work
 
@@ -23,13 +24,20 @@ def cannot_tune(work: Work) -> str | None:
     for array in arrays:
         if is_traced(array) or type(array).__module__.startswith(("torch._subclasses", "torch.fx", "torch._functorch")):
             return f"the arrays hold no data: {type(array).__name__}. Hint: make a first call outside of the compiler"
-    on_gpu = work.problem.framework == "torch" and work.problem.device == "cuda"
-    if on_gpu and import_module("torch").cuda.is_current_stream_capturing():
+    if _capturing(work.problem):
         return "a CUDA graph is captured. Hint: make a first call before the capture"
     # lse is -inf where a query sees no key, and is told by its place in a result.
     if not all(_finite(array) for array in arrays):
         return "the arrays hold NaN or infinity, so that results cannot be judged"
     return None
+
+
+def _capturing(problem: Problem) -> bool:
+    """Return whether calls on a problem go into a CUDA graph."""
+    if problem.framework == "cupy":
+        return bool(import_module("cupy").cuda.get_current_stream().is_capturing())
+    on_gpu = problem.framework == "torch" and problem.device == "cuda"
+    return on_gpu and bool(import_module("torch").cuda.is_current_stream_capturing())
 
 
 def _flat(values: Any) -> list[Any]:

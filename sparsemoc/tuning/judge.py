@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsemoc.backends.protocol import lse_dtype
-from sparsemoc.spec.host import dtype_name
+from sparsemoc.spec.host import dtype_name, is_cupy
 from sparsemoc.tuning import expected as rules
 from sparsemoc.tuning.expected import Expected
 from sparsemoc.tuning.judge_routes import RouteJudge
@@ -162,4 +162,6 @@ def _masked(array: Any, mask: np.ndarray[Any, Any]) -> Any:
     if hasattr(array, "detach"):
         torch = import_module("torch")
         return array.detach() * torch.from_numpy(mask).to(array.device)
+    if is_cupy(array):
+        return array * import_module("cupy").asarray(mask).astype(array.dtype)
     return array * import_module("jax").numpy.asarray(mask, array.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemoc.backends import Problem
+from sparsemoc.spec.host import host
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.plan import Sample, plan
 
@@ -139,7 +140,7 @@ def read(array: Any) -> Floats:
     if hasattr(array, "detach"):
         array = array.detach()
         array = (array.float() if str(array.dtype) == "torch.bfloat16" else array).cpu().numpy()
-    return np.asarray(array)
+    return host(array)
 
 
 def wide(array: Any) -> NDArray[np.float64]:

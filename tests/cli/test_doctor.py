@@ -21,7 +21,16 @@ def test_lists_every_backend_device_and_version(run: RunCommand) -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
     assert f"sparsemoc {moc.__version__}" in result.output
-    for name in (*moc.available_backends(), "cpu", "numpy", "numba", "torch", "matplotlib", "sample clips"):
+    for name in (
+        *moc.available_backends(),
+        "cpu",
+        "numpy",
+        "numba",
+        "torch",
+        "cupy-cuda12x",
+        "matplotlib",
+        "sample clips",
+    ):
         assert name in result.output
     assert importlib.metadata.version("numpy") in result.output
 
@@ -70,7 +79,7 @@ def test_the_packages_are_those_of_pyproject() -> None:
     for name, _, extra in doctor.PACKAGES:
         wanted = project["dependencies"] if extra is None else extras[extra]
         known = any(re.split(r"[\[<>=]", line)[0] == name for line in wanted)
-        assert known or name == "llvmlite", name  # it comes with numba
+        assert known or name in ("llvmlite", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc"), name  # with numba, CuPy
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:

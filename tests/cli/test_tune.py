@@ -26,6 +26,7 @@ from sparsemoc.tuning.progress import Progress, duration
 from sparsemoc.tuning.store import Store
 from sparsemoc.tuning.work import Work
 from tests.cli.conftest import RunCommand
+from tests.frameworks.fake_cupy import installed
 from tests.tuning.samples import ENVIRONMENT, entry
 from tests.tuning.toys import Toy, ToyConfig
 
@@ -260,6 +261,20 @@ def test_arrays_of_a_backend_that_takes_tensors_alone(toy: Toy, dtype: str) -> N
     tensor = place.put(array)
     assert tensor.dtype == getattr(torch, dtype)
     np.testing.assert_array_equal(tensor.float().numpy(), array.astype(np.float32))
+
+
+def test_arrays_of_a_backend_that_takes_cupys_alone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.capabilities = dataclasses.replace(toy.capabilities, frameworks=("cupy",), devices=("cuda",))
+    with installed(monkeypatch) as cupy:
+        cupy.cuda.is_available = lambda: True
+        monkeypatch.setattr("sparsemoc.cli.place.find_spec", lambda name: name == "cupy")
+        place = place_for("toy", "tune")
+        assert (place, place.dtype) == (("cupy", "cuda"), "bfloat16")
+        array = np.zeros((2, 3), np.float32)
+        np.testing.assert_array_equal(place.put(array).get(), array)
+        cupy.cuda.is_available = lambda: False
+        with pytest.raises(moc.UnsupportedError, match=r'backend "toy" takes cupy arrays on cuda: there are none such'):
+            place_for("toy", "tune")
 
 
 def test_a_backend_without_any_arrays_here(toy: Toy, run: RunCommand, spec: Path) -> None:

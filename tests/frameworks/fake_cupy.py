@@ -43,8 +43,11 @@ class Device:
 class Stream:
     """A stream by its pointer; the default one's is 0."""
 
-    def __init__(self, pointer: int) -> None:
-        self.ptr = pointer
+    def __init__(self, pointer: int = 0, capturing: bool = False) -> None:
+        self.ptr, self.capturing = pointer, capturing
+
+    def is_capturing(self) -> bool:
+        return self.capturing
 
 
 class ndarray:  # noqa: N801  CuPy's own name
@@ -106,6 +109,9 @@ class ndarray:  # noqa: N801  CuPy's own name
     def __abs__(self) -> ndarray:
         return self.like(abs(self.here()))
 
+    def __mul__(self, other: ndarray) -> ndarray:
+        return self.like(self.here() * other.here())
+
     def __lt__(self, other: Any) -> ndarray:
         return self.like(self.here() < other)
 
@@ -142,14 +148,15 @@ def _module() -> ModuleType:
     module: Any = ModuleType("cupy")
     module.ndarray, module.asarray, module.from_dlpack = ndarray, asarray, from_dlpack
     module.clip = lambda x, low, high: x.like(np.clip(x.here(), low, high))
-    module.where = lambda mask, x, y: x.like(np.where(mask.here(), x.here(), y.here()))
-    module.zeros = lambda shape, dtype: ndarray(np.zeros(shape, dtype))
     module.ascontiguousarray = lambda x: x.like(np.ascontiguousarray(x.here()))
     for name in ("int16", "int32", "int64", "float32"):
         setattr(module, name, getattr(np, name))
     module.cuda = ModuleType("cupy.cuda")
     module.cuda.Device = Device
     module.cuda.get_current_stream = lambda: Stream(0)
+    module.lib = ModuleType("cupy.lib")
+    module.lib.stride_tricks = ModuleType("cupy.lib.stride_tricks")
+    module.lib.stride_tricks.as_strided = lambda x, *given: x.like(np.lib.stride_tricks.as_strided(x.memory, *given))
     return module  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,9 @@ import sparsemoc as moc
 from sparsemoc.backends import Backend
 from sparsemoc.spec.host import host, is_cupy
 from sparsemoc.spec.philox import seed_key
+from sparsemoc.testing.implementations import ApiImplementation
+from sparsemoc.testing.libraries import library
+from sparsemoc.testing.problems import Problem as Drawn
 from tests.frameworks.cupy_problem import (
     DEVICE,
     DROPOUT,
@@ -27,7 +30,7 @@ from tests.frameworks.cupy_problem import (
     put,
     same,
 )
-from tests.frameworks.fake_cupy import READS, installed, ndarray
+from tests.frameworks.fake_cupy import READS, Device, installed, ndarray
 
 #: The samples of the packed problem.
 STREAMS = (STREAM, moc.Stream((moc.Segment("video", 11),)))
@@ -209,6 +212,21 @@ def test_a_checked_call_reads_the_layout(native: OnCupy) -> None:
         moc.LayoutError, match=r"^Layout: selected\[0, 0, 0\] must hold chunk numbers < 9, got \[99, 99\]"
     ):
         moc.attend(q, k, v, wrong, backend=native, options=moc.Options(checked=True))
+
+
+def test_the_suite_gives_them_with_their_strides(native: OnCupy) -> None:
+    with Device(DEVICE):
+        given = ApiImplementation(native)
+    for strides in ("sliced", "reversed", "transposed"):
+        problem = Drawn(SPEC, (STREAM,), batch=2, heads=4, kv_heads=2, dtype="bfloat16", strides=strides)
+        with Device(DEVICE):
+            centroids = given.pool(problem)
+        k = native.given["pool"][1]
+        assert (k.shape, k.strides) == (problem.arrays.k.shape, problem.present(problem.arrays.k).strides)
+        np.testing.assert_array_equal(k.memory, problem.arrays.k)
+        np.testing.assert_array_equal(centroids, ApiImplementation("reference").pool(problem))
+    with pytest.raises(TypeError, match=r"^CuPy arrays must come back where they went in, got ndarray\."):
+        library("cupy").take(np.zeros(1))
 
 
 def test_cupy_is_told_without_importing_it() -> None:

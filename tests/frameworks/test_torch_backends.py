@@ -160,7 +160,7 @@ def test_the_suite_gives_tensors_where_a_backend_takes_no_others(hollow: Hollow,
 
 
 def test_the_suite_refuses_other_libraries() -> None:
-    with pytest.raises(ValueError, match=r'framework must be "numpy", "jax" or "torch", got \'mlx\'\.'):
+    with pytest.raises(ValueError, match=r'framework must be "numpy", "cupy", "jax" or "torch", got \'mlx\'\.'):
         ApiImplementation("reference", framework="mlx")
-    with pytest.raises(ValueError, match=r"device must be left out for NumPy and JAX arrays, got 'cuda'\."):
+    with pytest.raises(ValueError, match=r"device must be left out for NumPy, CuPy and JAX arrays, got 'cuda'\."):
         ApiImplementation("reference", device="cuda")

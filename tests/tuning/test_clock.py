@@ -11,7 +11,7 @@ import pytest
 
 from sparsemoc.testing.problems import Chunks, Problem, RoutingSpec, Segment, Stream
 from sparsemoc.tuning import clock as clocks
-from sparsemoc.tuning.clock import CudaClock, HostClock, JaxClock, clock_of
+from sparsemoc.tuning.clock import CudaClock, CupyClock, HostClock, JaxClock, clock_of
 from tests.tuning.planted import Planted, works
 
 PROBLEM = Problem(RoutingSpec(chunks=Chunks(size=8), top_k=2), (Stream((Segment("video", 16),)),))
@@ -63,12 +63,36 @@ def test_events_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == ["wait", *turn, *turn, "wait"]
 
 
+def test_events_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Event:
+        def record(self, stream: str) -> None:
+            told.append(f"event on {stream}")
+
+    def empty(size: int, dtype: str) -> Any:
+        assert (size, dtype) == (200_000_000, "int8")
+        return SimpleNamespace(fill=lambda value: told.append("flush"))
+
+    cuda = SimpleNamespace(
+        Event=Event, get_current_stream=lambda: "CuPy's stream", get_elapsed_time=lambda start, stop: 3.0
+    )
+    device = SimpleNamespace(attributes={"L2CacheSize": 50_000_000}, synchronize=lambda: told.append("wait"))
+    monkeypatch.setattr(clocks, "import_module", lambda name: SimpleNamespace(cuda=cuda, empty=empty))
+    assert CupyClock(device).seconds(lambda: told.append("call"), 2) == pytest.approx(0.003)
+    turn = ["flush", "event on CuPy's stream", "call", "event on CuPy's stream"]
+    assert told == ["wait", *turn, *turn, "wait"]
+
+
 def test_the_clock_follows_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = works(PROBLEM, Planted())["attend"].problem
     monkeypatch.setattr(clocks, "CudaClock", lambda device: f"events on {device}")
+    monkeypatch.setattr(clocks, "CupyClock", lambda device: f"CuPy's events on {device}")
     array = SimpleNamespace(device="cuda:0")
     assert type(clock_of(problem, np.zeros(1))) is HostClock
     assert type(clock_of(replace(problem, framework="torch"), array)) is HostClock
     assert type(clock_of(replace(problem, framework="jax", device="cuda"), array)) is JaxClock
     on_gpu: object = clock_of(replace(problem, framework="torch", device="cuda"), array)
     assert on_gpu == "events on cuda:0"
+    of_cupy: object = clock_of(replace(problem, framework="cupy", device="cuda"), array)
+    assert of_cupy == "CuPy's events on cuda:0"
