@@ -15,26 +15,17 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from sparsemoc.backends.files import cache_folder, write_whole
+
 #: Hexadecimal digits of the digests in names.
 _DIGITS = 32
 
 
-@cache
-def _platform_folder() -> str:
-    from platformdirs import user_cache_dir
-
-    return user_cache_dir("sparsemoc", appauthor=False)
-
-
 def folder() -> Path:
-    """Return where kernels are kept: SPARSEMOC_KERNEL_CACHE_DIR, else `kernels` in the folder of all our caches.
-
-    That folder is SPARSEMOC_CACHE_DIR, else the platform's cache folder.
-    """
+    """Return where kernels are kept: SPARSEMOC_KERNEL_CACHE_DIR, else `kernels` in the folder of all caches."""
     own = os.environ.get("SPARSEMOC_KERNEL_CACHE_DIR")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("SPARSEMOC_CACHE_DIR") or _platform_folder()).expanduser() / "kernels"
+    # Absolute: a library without a folder in its name would be looked for elsewhere.
+    return (Path(own).expanduser() if own else Path(cache_folder()) / "kernels").absolute()
 
 
 def key_of(*parts: str) -> str:
@@ -66,7 +57,7 @@ def unwritable() -> str | None:
     """Return why nothing can be kept from process to process, or None."""
     probe = folder() / f".probe.{os.getpid()}"
     try:
-        _write(probe, b"")
+        write_whole(probe, b"")
         probe.unlink(missing_ok=True)
     except OSError as error:
         return f"{folder()} cannot be written: {error.strerror}"
@@ -86,26 +77,12 @@ def _whole(home: Path, key: str, suffix: str) -> Path | None:
 def _written(home: Path, key: str, suffixes: Sequence[str], contents: Sequence[bytes]) -> list[Path]:
     paths = [home / _name(key, suffix, content) for suffix, content in zip(suffixes, contents, strict=True)]
     for path, content in zip(paths, contents, strict=True):
-        _write(path, content)
+        write_whole(path, content)
     return paths
 
 
 def _name(key: str, suffix: str, content: bytes) -> str:
     return f"{key}-{hashlib.sha256(content).hexdigest()[:_DIGITS]}.{suffix}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a process that dies half way, sees all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: processes of several machines may share the folder, and their numbers can be equal.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise
 
 
 @cache

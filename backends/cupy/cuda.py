@@ -15,6 +15,7 @@ from sparsemoc.backends.cupy.arrays import Arrays, CupyArrays, TorchArrays
 from sparsemoc.backends.cupy.errors import KernelError
 from sparsemoc.backends.cupy.machine import ArrayMachine, Kernel, has_blocks, values_of
 from sparsemoc.backends.cupy.nvrtc import arch_of, compile_kernel
+from sparsemoc.backends.cupy.sources import signature
 
 #: What CuPy passes for each kind of parameter: scalars of NumPy, by their bytes.
 _SCALARS: dict[str, type[np.generic]] = {
@@ -55,7 +56,8 @@ class CudaMachine(ArrayMachine):
         values = values_of(kernel, arguments, self.arrays)
         if not has_blocks(kernel, grid):
             return
-        passed = tuple(_SCALARS[kind](value) for kind, value in values)
+        scalars = _scalars(kernel.file, kernel.name)
+        passed = tuple([scalar(value) for scalar, value in zip(scalars, values, strict=True)])
         with self._current() as cupy:
             try:
                 function = _function(kernel, self.device)
@@ -78,6 +80,11 @@ class CudaMachine(ArrayMachine):
             stream = import_module("torch").cuda.current_stream(self.device).cuda_stream
             with _stream(stream):
                 yield cupy
+
+
+@cache
+def _scalars(file: str, name: str) -> tuple[type[np.generic], ...]:
+    return tuple(_SCALARS[parameter.kind] for parameter in signature(file, name))
 
 
 @cache

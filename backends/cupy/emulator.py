@@ -38,7 +38,7 @@ class EmulatedMachine(ArrayMachine):
         values = values_of(kernel, arguments, self.arrays)
         if not has_blocks(kernel, grid):
             return
-        error = runner(kernel)(*grid, kernel.threads, kernel.shared, *(value for _, value in values))
+        error = runner(kernel)(*grid, kernel.threads, kernel.shared, *values)
         if error is not None:
             raise KernelError(f"launch: {kernel}, grid {grid}: {error.decode(errors='replace')}")
 

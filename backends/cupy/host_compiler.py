@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -73,9 +74,16 @@ def _runner(kernel: Kernel) -> Callable[..., bytes | None]:
 @cache
 def _library(kernel: Kernel) -> ctypes.CDLL:
     command = (*compiler(), *FLAGS, *(f"-D{name}={value}" for name, value in kernel.macros.items()), f"-I{FOLDER}")
-    key = disk.key_of("host", digest(kernel.file), *command, _version(command[0]), _unit(kernel.file))
+    made_by = _version(command[0]), platform.machine()
+    key = disk.key_of("host", digest(kernel.file), *command, *made_by, _unit(kernel.file))
     (path,) = disk.kept(key, ["so"], lambda: [_compile(kernel, command)])
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(
+            f"{kernel.file}.cu, compiled for the CPU, cannot be loaded: {error}. "
+            "Hint: set SPARSEMOC_KERNEL_CACHE_DIR to a folder from which code may be run."
+        ) from error
 
 
 def _compile(kernel: Kernel, command: tuple[str, ...]) -> bytes:

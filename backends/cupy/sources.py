@@ -28,15 +28,12 @@ class Parameter(NamedTuple):
     Attributes:
         type: as written, "const ELEMENT*", "int".
         name: by which the host passes it.
+        kind: the C type that the host converts to, "pointer" or one of `SCALARS`.
     """
 
     type: str
     name: str
-
-    @property
-    def kind(self) -> str:
-        """The C type that the host converts to: "pointer", or one of `SCALARS`."""
-        return "pointer" if self.type.endswith("*") else self.type
+    kind: str
 
 
 def place_of(file: str) -> Path:
@@ -110,9 +107,10 @@ def _parameters(kernel: str, text: str) -> tuple[Parameter, ...]:
 def _parameter(kernel: str, text: str) -> Parameter:
     match = _PARAMETER.fullmatch(text.strip())
     if match is not None:
-        found = Parameter(re.sub(r"\s+", " ", match["type"]).replace(" *", "*"), match["name"])
-        if found.kind in ("pointer", *SCALARS):
-            return found
+        written = re.sub(r"\s+", " ", match["type"]).replace(" *", "*")
+        kind = "pointer" if written.endswith("*") else written
+        if kind in ("pointer", *SCALARS):
+            return Parameter(written, match["name"], kind)
     raise KernelError(
         f"{kernel} has the parameter `{' '.join(text.split())}`, which is none of `const T* name`, `T* name` and "
         f"`name` of type {', '.join(SCALARS)}."

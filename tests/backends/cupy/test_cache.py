@@ -13,6 +13,7 @@ import pytest
 
 from sparsemoc.backends.cupy import cache, host_compiler
 from sparsemoc.backends.cupy.emulator import EmulatedMachine
+from sparsemoc.backends.cupy.errors import KernelError
 from sparsemoc.backends.cupy.machine import Kernel, kernel
 
 TINY = str(Path(__file__).with_name("tiny"))
@@ -42,6 +43,9 @@ def test_the_folder_is_the_kernels_own_or_beside_the_tuned_results(monkeypatch: 
     assert cache.folder() == Path.home() / "own"
     monkeypatch.delenv("SPARSEMOC_KERNEL_CACHE_DIR")
     assert cache.folder() == Path("/of/all/kernels")
+    monkeypatch.setenv("SPARSEMOC_KERNEL_CACHE_DIR", "here")
+    assert cache.folder() == Path.cwd() / "here"
+    monkeypatch.setenv("SPARSEMOC_KERNEL_CACHE_DIR", "")
     monkeypatch.setenv("SPARSEMOC_CACHE_DIR", "")
     assert cache.folder().parts[-2:] == ("sparsemoc", "kernels")
 
@@ -136,6 +140,16 @@ def test_kernels_of_one_source_and_macros_share_a_compilation(compiled: list[tup
     assert sums(kernel(TINY, "block_sums", threads=32, shared=256, **on_floats), 32) == 32
     assert len(compiled) == 2
     assert len(list(home.glob("*.so"))) == 2
+
+
+def test_a_library_that_cannot_be_loaded_is_told_with_a_hint(
+    compiled: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_compiler, "_compile", lambda kernel, command: b"no library")
+    with pytest.raises(
+        KernelError, match=r"tiny\.cu, compiled for the CPU, cannot be loaded: .* Hint: set SPARSEMOC_K"
+    ):
+        sums(kernel(TINY, "block_sums", threads=64, shared=256, ELEMENT="float", SCALE=1))
 
 
 def test_another_process_finds_what_this_one_compiled(compiled: list[tuple[str, ...]], home: Path) -> None:

@@ -23,13 +23,13 @@ def written(folder: Path, text: str, **headers: str) -> str:
 
 def test_a_signature_has_types_and_names_in_order() -> None:
     assert sources.signature(TINY, "echo") == (
-        Parameter("u64*", "words"),
-        Parameter("int", "a"),
-        Parameter("u32", "b"),
-        Parameter("u64", "c"),
-        Parameter("i64", "d"),
-        Parameter("float", "e"),
-        Parameter("const float*", "nothing"),
+        Parameter("u64*", "words", "pointer"),
+        Parameter("int", "a", "int"),
+        Parameter("u32", "b", "u32"),
+        Parameter("u64", "c", "u64"),
+        Parameter("i64", "d", "i64"),
+        Parameter("float", "e", "float"),
+        Parameter("const float*", "nothing", "pointer"),
     )
     kinds = [parameter.kind for parameter in sources.signature(TINY, "scale")]
     assert kinds == ["pointer", "pointer", "int", "i64", "float"]
