@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsemoc.backends.cupy.arguments import has_blocks, values_of
 from sparsemoc.backends.cupy.arrays import Arrays, CupyArrays, TorchArrays
 from sparsemoc.backends.cupy.errors import KernelError
-from sparsemoc.backends.cupy.machine import ArrayMachine, Kernel, has_blocks, values_of
+from sparsemoc.backends.cupy.machine import ArrayMachine, Kernel
 from sparsemoc.backends.cupy.nvrtc import arch_of, compile_kernel
 from sparsemoc.backends.cupy.sources import signature
 

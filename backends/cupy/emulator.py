@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from sparsemoc.backends.cupy.arguments import has_blocks, values_of
 from sparsemoc.backends.cupy.arrays import Arrays, NumpyArrays, TorchArrays
 from sparsemoc.backends.cupy.errors import KernelError
 from sparsemoc.backends.cupy.host_compiler import runner
-from sparsemoc.backends.cupy.machine import ArrayMachine, Kernel, has_blocks, values_of
+from sparsemoc.backends.cupy.machine import ArrayMachine, Kernel
 
 
 def emulated() -> bool:
