@@ -64,7 +64,7 @@ def place_for(name: str, function: str) -> Place:
 
 
 def place_of(backend: Backend) -> Place | None:
-    """Return where to make arrays for a backend: by NumPy if it takes them, else torch, else CuPy; on the GPU where it can."""
+    """Return where to make arrays for a backend: NumPy's, else torch's, else CuPy's, on the GPU where it can."""
     frameworks, devices = backend.capabilities.frameworks, backend.capabilities.devices
     if "numpy" in frameworks and "cpu" in devices:
         return Place("numpy", "cpu")

@@ -25,8 +25,8 @@ from sparsemoc.tuning.outcome import Outcome, Trial
 from sparsemoc.tuning.progress import Progress, duration
 from sparsemoc.tuning.store import Store
 from sparsemoc.tuning.work import Work
+from tests.backends.cupy.fake_cupy import installed
 from tests.cli.conftest import RunCommand
-from tests.frameworks.fake_cupy import installed
 from tests.tuning.samples import ENVIRONMENT, entry
 from tests.tuning.toys import Toy, ToyConfig
 
@@ -265,7 +265,7 @@ def test_arrays_of_a_backend_that_takes_tensors_alone(toy: Toy, dtype: str) -> N
 
 def test_arrays_of_a_backend_that_takes_cupys_alone(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.capabilities = dataclasses.replace(toy.capabilities, frameworks=("cupy",), devices=("cuda",))
-    with installed(monkeypatch) as cupy:
+    with installed() as cupy:
         cupy.cuda.is_available = lambda: True
         monkeypatch.setattr("sparsemoc.cli.place.find_spec", lambda name: name == "cupy")
         place = place_for("toy", "tune")

@@ -12,8 +12,8 @@ import numpy as np
 from sparsemoc.backends import Problem, Randomness, Result
 from sparsemoc.backends.reference import ReferenceBackend
 from sparsemoc.spec.layout import Layout
+from tests.backends.cupy.fake_arrays import ndarray
 from tests.frameworks.conftest import Small, Telling
-from tests.frameworks.fake_cupy import ndarray
 
 STREAM, SPEC, FREE, DROPOUT, LENGTHS = Small.STREAM, Small.SPEC, Small.FREE, Small.DROPOUT, Small.LENGTHS
 #: Where the arrays are; another device is current.

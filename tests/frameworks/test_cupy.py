@@ -17,6 +17,8 @@ from sparsemoc.spec.philox import seed_key
 from sparsemoc.testing.implementations import ApiImplementation
 from sparsemoc.testing.libraries import library
 from sparsemoc.testing.problems import Problem as Drawn
+from tests.backends.cupy.fake_arrays import READS, Device, ndarray
+from tests.backends.cupy.fake_cupy import installed
 from tests.frameworks.cupy_problem import (
     DEVICE,
     DROPOUT,
@@ -30,15 +32,14 @@ from tests.frameworks.cupy_problem import (
     put,
     same,
 )
-from tests.frameworks.fake_cupy import READS, Device, installed, ndarray
 
 #: The samples of the packed problem.
 STREAMS = (STREAM, moc.Stream((moc.Segment("video", 11),)))
 
 
 @pytest.fixture(autouse=True)
-def _cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with installed(monkeypatch):
+def _cupy() -> Iterator[None]:
+    with installed():
         yield
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import sparsemoc as moc
+from tests.backends.cupy.fake_cupy import installed
 from tests.frameworks.cupy_problem import DROPOUT, SPEC, OnCupy, numpy_arrays, put
-from tests.frameworks.fake_cupy import installed
 
 
 @pytest.fixture(autouse=True)
-def _cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with installed(monkeypatch):
+def _cupy() -> Iterator[None]:
+    with installed():
         yield
 
 

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 import sparsemoc as moc
+from tests.backends.cupy.fake_arrays import READS, Stream
+from tests.backends.cupy.fake_cupy import installed
 from tests.frameworks.cupy_problem import DEVICE, DROPOUT, LENGTHS, SPEC, OnCupy, OnTorch, bits, numpy_arrays, put, same
-from tests.frameworks.fake_cupy import READS, Stream, installed
 
 torch = pytest.importorskip("torch", reason="tensors need torch")
 
 
 @pytest.fixture
-def cupy_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with installed(monkeypatch):
+def cupy_module() -> Iterator[Any]:
+    with installed():
         yield importlib.import_module("sparsemoc.frameworks.cupy")
 
 
@@ -104,12 +105,12 @@ def test_a_tensor_on_a_gpu_becomes_cupys_without_a_copy(cupy_module: Any, dtype:
     assert found.memory.ctypes.data == tensor.data_ptr()
 
 
-def test_streams_of_cupy_are_torchs(streams: list[str], cupy_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_of_cupy_are_torchs(streams: list[str]) -> None:
     arrays = numpy_arrays()
     q, k = put(arrays["q"]), put(arrays["k"])
     for pointer in (0, 1, 2, 4096):  # the default one by its two numbers, the thread's own, one that was made
-        monkeypatch.setattr(cupy_module.cupy.cuda, "get_current_stream", lambda pointer=pointer: Stream(pointer))
-        moc.route(q, k, SPEC, backend=OnTorch())
+        with Stream(pointer):
+            moc.route(q, k, SPEC, backend=OnTorch())
     assert streams == [name for one in ("default", "default", "2", "4096") for name in [f"{one} of 1"] * 2]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from sparsemoc.backends.protocol import Operation
 from sparsemoc.tuning import resolve
 from sparsemoc.tuning import search as searching
 from sparsemoc.tuning.clock import HostClock
+from tests.backends.cupy.fake_arrays import Stream
+from tests.backends.cupy.fake_cupy import installed
 from tests.frameworks.cupy_problem import LENGTHS, SPEC, OnCupy, numpy_arrays, put, same
-from tests.frameworks.fake_cupy import Stream, installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def _cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("SPARSEMOC_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(searching, "clock_of", lambda problem, array: HostClock())
     resolve.forget()
-    with installed(monkeypatch):
+    with installed():
         yield
     resolve.forget()
 
@@ -72,10 +72,10 @@ def test_every_operation_is_tuned() -> None:
         same(one, other)
 
 
-def test_nothing_is_tuned_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["cupy"].cuda, "get_current_stream", lambda: Stream(capturing=True))
+def test_nothing_is_tuned_while_a_graph_is_captured() -> None:
     arrays = numpy_arrays()
-    with moc.tune(budget_s=20, progress=None) as session:
+    with Stream(5) as stream, moc.tune(budget_s=20, progress=None) as session:
+        stream.capturing = True
         moc.pool(put(arrays["k"]), moc.plan(SPEC), backend=Tuned())
     assert list(session.skipped.values()) == ["a CUDA graph is captured. Hint: make a first call before the capture"]
 

@@ -27,11 +27,12 @@ from sparsemoc.backends.cupy import cuda, faults, nvrtc
 from sparsemoc.backends.cupy.host_compiler import runner
 from sparsemoc.backends.cupy.machine import Kernel
 from sparsemoc.backends.cupy.sources import FOLDER, signature, signatures
+from tests.backends.cupy.fake_arrays import CAPABILITIES, DEVICES, READS, STREAMS, Device, Pinned, Stream, library
 
-#: Of the devices: two of sm_90.
-CAPABILITIES = ("90", "90")
 #: Shared memory that a kernel may use unasked, and at all.
 UNASKED, MOST_SHARED = 48 << 10, 227 << 10
+#: What holds on to the CuPy that it was imported with.
+_FRAMEWORK = "sparsemoc.frameworks.cupy"
 _WIDTHS = {"pointer": "uint64", "int": "int32", "u32": "uint32", "u64": "uint64", "i64": "int64", "float": "float32"}
 _OWN_MACROS = {"THREADS", "SHARED_BYTES", "BLOCKS_PER_SM", "SOURCE_NUMBER"}
 
@@ -61,83 +62,6 @@ class Launch(NamedTuple):
     device: int
 
 
-class State(SimpleNamespace):
-    """Current device and streams, innermost last."""
-
-    devices: list[int]
-    streams: list[Any]
-
-
-class ndarray(np.ndarray[Any, Any]):  # noqa: N801  CuPy's own name
-    """An array of the device that was current when it was made; views are on the same."""
-
-    _device: int
-
-    def __array_finalize__(self, source: Any) -> None:
-        self._device = getattr(source, "_device", _STATE.devices[-1])
-
-    @property
-    def device(self) -> Any:
-        return Device(self._device)
-
-    @property
-    def data(self) -> Any:
-        return SimpleNamespace(ptr=self.__array_interface__["data"][0])
-
-    def get(self, out: Any = None, blocking: bool = True) -> Any:
-        assert type(out) is Pinned or blocking, "only a copy to pinned memory is asynchronous"
-        if out is None:
-            return np.array(self)
-        out[...] = self
-        return out
-
-
-class Pinned(np.ndarray[Any, Any]):
-    """Pinned memory of the host."""
-
-
-class Device:
-    """A device; `with` makes it current."""
-
-    def __init__(self, index: int | None = None) -> None:
-        self.id = _STATE.devices[-1] if index is None else index
-        self.compute_capability = CAPABILITIES[self.id]
-
-    def __enter__(self) -> Device:
-        _STATE.devices.append(self.id)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert _STATE.devices.pop() == self.id
-
-
-class Stream:
-    """A stream; `with` makes it current. `capturing` says whether a CUDA graph is being captured from it."""
-
-    def __init__(self, ptr: int = 0) -> None:
-        self.ptr, self.capturing, self.synchronized = ptr, False, 0
-
-    @classmethod
-    def from_external(cls, foreign: Any) -> Stream:
-        version, ptr = foreign.__cuda_stream__()
-        assert version == 0
-        return cls(ptr)
-
-    def __enter__(self) -> Stream:
-        _STATE.streams.append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert _STATE.streams.pop() is self
-
-    def synchronize(self) -> None:
-        assert not self.capturing, "a stream that is captured cannot be waited for"
-        self.synchronized += 1
-
-    def is_capturing(self) -> bool:
-        return self.capturing
-
-
 class Event:
     """An event: done once recorded, unless the stand-in is `busy` and nobody has waited."""
 
@@ -145,7 +69,7 @@ class Event:
         self._recorded = self._waited = False
 
     def record(self) -> None:
-        assert not _STATE.streams[-1].capturing
+        assert not STREAMS[-1].capturing
         self._recorded = True
 
     @property
@@ -172,9 +96,9 @@ class RawKernel:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         assert block == (self.kernel.threads, 1, 1)
         assert shared_mem == self.kernel.shared
-        stream = _STATE.streams[-1].ptr
+        stream = STREAMS[-1].ptr
         sys.modules["cupy"].launches.append(
-            Launch(self.kernel, grid, block, tuple(args), shared_mem, allowed, stream, _STATE.devices[-1])
+            Launch(self.kernel, grid, block, tuple(args), shared_mem, allowed, stream, DEVICES[-1])
         )
         error = runner(self.kernel)(*grid, block[0], shared_mem, *(argument.item() for argument in args))
         if error is not None:
@@ -234,23 +158,16 @@ class Nvrtc:
         assert program in self.programs
 
 
-_STATE = State(devices=[0], streams=[Stream()])
-
-
 def _module() -> Any:
     made: Any = ModuleType("cupy")
     made.__spec__, made.__version__ = ModuleSpec("cupy", None), "14.2.0"
-    made.ndarray, made.RawModule, made.launches, made.busy = ndarray, RawModule, [], False
-    made.empty = lambda shape, dtype: np.empty(shape, dtype).view(ndarray)
-    made.zeros = lambda shape, dtype: np.zeros(shape, dtype).view(ndarray)
-    made.asarray = lambda x: x if isinstance(x, ndarray) else np.array(x).view(ndarray)
-    made.ascontiguousarray = lambda x: np.ascontiguousarray(x).view(ndarray)
-    made.asnumpy = lambda x: np.array(x)
+    vars(made).update(library())
+    made.RawModule, made.launches, made.busy = RawModule, [], False
     made.cuda = SimpleNamespace(
         Device=Device,
         Stream=Stream,
         Event=Event,
-        get_current_stream=lambda: _STATE.streams[-1],
+        get_current_stream=lambda: STREAMS[-1],
         nvrtc=Nvrtc(),
         driver=SimpleNamespace(CUDADriverError=CUDADriverError),
         runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: len(CAPABILITIES)),
@@ -270,9 +187,12 @@ def installed() -> Iterator[Any]:
     pinned = ModuleType("cupyx")
     vars(pinned)["empty_pinned"] = lambda shape, dtype: np.empty(shape, dtype).view(Pinned)
     _forget()
+    READS.clear()
     with pytest.MonkeyPatch.context() as patch:
         module = _module()
         patch.setitem(sys.modules, "cupy", module)
         patch.setitem(sys.modules, "cupyx", pinned)
+        patch.delitem(sys.modules, _FRAMEWORK, raising=False)
         yield module
+        sys.modules.pop(_FRAMEWORK, None)
     _forget()

@@ -20,6 +20,7 @@ from sparsemoc.backends.cupy.faults import CODES, watched
 from sparsemoc.backends.cupy.machine import Machine, kernel, source_number
 from sparsemoc.backends.cupy.sources import FOLDER
 from sparsemoc.spec.errors import LayoutError, UnsupportedError
+from sparsemoc.spec.host import host
 from tests.backends.cupy.fake_cupy import installed
 
 PICK = kernel(str(Path(__file__).with_name("faulty")), "pick", threads=32)
@@ -69,7 +70,7 @@ def pick(machine: Machine, selected: Any, *, name: str = "attend", checked: bool
         machine.launch(
             PICK, (blocks, 1, 1), x=machine.upload(X), selected=machine.upload(selected), y=y, n=8, fault=fault
         )
-    return np.asarray(y)
+    return host(y)
 
 
 def with_entry(row: int, value: int, rows: int = 32) -> Any:

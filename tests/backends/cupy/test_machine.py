@@ -19,6 +19,7 @@ from sparsemoc.backends.cupy.emulator import EmulatedMachine
 from sparsemoc.backends.cupy.errors import KernelError
 from sparsemoc.backends.cupy.machine import Kernel, Machine, kernel, machine_of, strides_of
 from sparsemoc.backends.cupy.shared import tile_bytes
+from sparsemoc.spec.host import host
 from tests.backends.cupy.fake_cupy import installed
 
 TINY = str(Path(__file__).with_name("tiny"))
@@ -62,21 +63,21 @@ def test_kernels_compute_on_arrays_of_any_stride(machine: Machine) -> None:
     y = machine.zeros((100,), "float32")
     assert machine_of(y) == machine
     machine.launch(SCALE, (2, 1, 1), x=x, y=y, n=99, stride_x=machine.strides(x)[0], a=0.5)
-    expected = np.append(3 * np.asarray(x)[:99] + np.float32(0.5), 0)
-    np.testing.assert_array_equal(np.asarray(y), expected)
+    expected = np.append(3 * host(x)[:99] + np.float32(0.5), 0)
+    np.testing.assert_array_equal(host(y), expected)
 
 
 def test_blocks_share_memory_and_lie_along_three_axes(machine: Machine) -> None:
     x = np.random.default_rng(0).integers(0, 1000, (24, 64), np.int32)
     out = machine.zeros((24,), "int32")
     machine.launch(SUMS, (2, 3, 4), x=machine.upload(x), out=out)
-    np.testing.assert_array_equal(np.asarray(out), x.sum(1))
+    np.testing.assert_array_equal(host(out), x.sum(1))
 
 
 def test_every_type_arrives_whole(machine: Machine) -> None:
     words = machine.zeros((5,), "int64")
     machine.launch(ECHO, (1, 1, 1), words=words, **WORDS)
-    found = np.asarray(words).view(np.uint64).tolist()
+    found = host(words).view(np.uint64).tolist()
     assert found == [2**64 - 5, 2**32 - 1, 2**64 - 1, 2**63, int(np.float32(1.5).view(np.uint32))]
 
 

@@ -1,53 +1,70 @@
-"""A stand-in for CuPy where there is no GPU: its arrays in NumPy's memory, on devices of which one is current.
+"""The arrays of the stand-in for CuPy: in NumPy's memory, on devices and streams of which one each is current.
 
-It is as strict as CuPy: a kernel runs on arrays of the current device alone, nothing becomes a NumPy array unasked, and
-what the host reads is noted in `READS`.
+They are as strict as CuPy's: a kernel runs on arrays of the current device alone, and nothing becomes a NumPy array
+unasked. What the host reads is noted in `READS`.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
 #: What the host has read.
 READS: list[str] = []
-_CURRENT = [0]
+#: Compute capabilities of the devices: two of sm_90.
+CAPABILITIES = ("90", "90")
 
 
 class Device:
-    """A device, current within a `with` block."""
+    """A device; `with` makes it current."""
 
-    def __init__(self, index: int = -1) -> None:
-        self.id = _CURRENT[-1] if index < 0 else index
+    def __init__(self, index: int | None = None) -> None:
+        self.id = DEVICES[-1] if index is None else index
+        self.compute_capability = CAPABILITIES[self.id]
 
     def __enter__(self) -> Device:
-        _CURRENT.append(self.id)
+        DEVICES.append(self.id)
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert _CURRENT.pop() == self.id
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Device) and other.id == self.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
+        assert DEVICES.pop() == self.id
 
 
 class Stream:
-    """A stream by its pointer; the default one's is 0."""
+    """A stream; `with` makes it current. `capturing` says whether a CUDA graph is being captured from it."""
 
-    def __init__(self, pointer: int = 0, capturing: bool = False) -> None:
-        self.ptr, self.capturing = pointer, capturing
+    def __init__(self, ptr: int = 0) -> None:
+        self.ptr, self.capturing, self.synchronized = ptr, False, 0
+
+    @classmethod
+    def from_external(cls, foreign: Any) -> Stream:
+        version, ptr = foreign.__cuda_stream__()
+        assert version == 0
+        return cls(ptr)
+
+    def __enter__(self) -> Stream:
+        STREAMS.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert STREAMS.pop() is self
+
+    def synchronize(self) -> None:
+        assert not self.capturing, "a stream that is captured cannot be waited for"
+        self.synchronized += 1
 
     def is_capturing(self) -> bool:
         return self.capturing
+
+
+#: Numbers of the devices, and the streams: the current one last.
+DEVICES, STREAMS = [0], [Stream()]
+
+
+class Pinned(np.ndarray[Any, Any]):
+    """Pinned memory of the host."""
 
 
 class ndarray:  # noqa: N801  CuPy's own name
@@ -56,7 +73,7 @@ class ndarray:  # noqa: N801  CuPy's own name
     def __init__(self, memory: Any, device: int | None = None) -> None:
         assert isinstance(memory, np.ndarray)
         self.memory = memory
-        self.device = Device(_CURRENT[-1] if device is None else device)
+        self.device = Device(DEVICES[-1] if device is None else device)
 
     shape = property(lambda self: self.memory.shape)
     strides = property(lambda self: self.memory.strides)
@@ -64,6 +81,7 @@ class ndarray:  # noqa: N801  CuPy's own name
     ndim = property(lambda self: self.memory.ndim)
     size = property(lambda self: self.memory.size)
     nbytes = property(lambda self: self.memory.nbytes)
+    data = property(lambda self: SimpleNamespace(ptr=self.memory.ctypes.data))
 
     def like(self, memory: Any) -> ndarray:
         """Return an array on the same device."""
@@ -71,7 +89,7 @@ class ndarray:  # noqa: N801  CuPy's own name
 
     def here(self) -> Any:
         """Return the memory to a kernel, which runs on the current device."""
-        assert self.device.id == _CURRENT[-1], f"array on device {self.device.id}, current is {_CURRENT[-1]}"
+        assert self.device.id == DEVICES[-1], f"array on device {self.device.id}, current is {DEVICES[-1]}"
         return self.memory
 
     def transpose(self, *axes: Any) -> ndarray:
@@ -92,9 +110,20 @@ class ndarray:  # noqa: N801  CuPy's own name
     def astype(self, dtype: Any, copy: bool = True) -> ndarray:
         return self if not copy and self.dtype == dtype else self.like(self.here().astype(dtype))
 
-    def get(self) -> Any:
-        READS.append("get")
-        return self.memory.copy()
+    def fill(self, value: Any) -> None:
+        self.here().fill(value)
+
+    def get(self, out: Any = None, blocking: bool = True) -> Any:
+        if blocking:
+            READS.append("get")
+        assert blocking or type(out) is Pinned, "only a copy to pinned memory is asynchronous"
+        if out is None:
+            return self.memory.copy()
+        out[...] = self.memory
+        return out
+
+    def tolist(self) -> Any:
+        return self.get().tolist()
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
@@ -132,7 +161,7 @@ ndarray.__module__ = "cupy"
 def asarray(value: Any, dtype: Any = None) -> ndarray:
     """Return an array on the current device: itself, or a copy from another device or the host."""
     if isinstance(value, ndarray):
-        found = value if value.device.id == _CURRENT[-1] else ndarray(value.memory.copy())
+        found = value if value.device.id == DEVICES[-1] else ndarray(value.memory.copy())
         return found if dtype is None else found.astype(dtype, copy=False)
     return ndarray(np.array(value, dtype))
 
@@ -144,27 +173,20 @@ def from_dlpack(value: Any) -> ndarray:
     return ndarray(np.from_dlpack(on_cpu), None if kind == 1 else index)
 
 
-def _module() -> ModuleType:
-    module: Any = ModuleType("cupy")
-    module.ndarray, module.asarray, module.from_dlpack = ndarray, asarray, from_dlpack
-    module.clip = lambda x, low, high: x.like(np.clip(x.here(), low, high))
-    module.ascontiguousarray = lambda x: x.like(np.ascontiguousarray(x.here()))
-    for name in ("int16", "int32", "int64", "float32"):
-        setattr(module, name, getattr(np, name))
-    module.cuda = ModuleType("cupy.cuda")
-    module.cuda.Device = Device
-    module.cuda.get_current_stream = lambda: Stream(0)
-    module.lib = ModuleType("cupy.lib")
-    module.lib.stride_tricks = ModuleType("cupy.lib.stride_tricks")
-    module.lib.stride_tricks.as_strided = lambda x, *given: x.like(np.lib.stride_tricks.as_strided(x.memory, *given))
-    return module  # type: ignore[no-any-return]
-
-
-@contextmanager
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Put the stand-in in the place of CuPy, for modules that are imported from now on."""
-    monkeypatch.setitem(sys.modules, "cupy", _module())
-    monkeypatch.delitem(sys.modules, "sparsemoc.frameworks.cupy", raising=False)
-    READS.clear()
-    yield sys.modules["cupy"]
-    sys.modules.pop("sparsemoc.frameworks.cupy", None)
+def library() -> dict[str, Any]:
+    """Return what CuPy has for arrays, by name."""
+    strided = np.lib.stride_tricks.as_strided
+    dtypes = {name: getattr(np, name) for name in ("int16", "int32", "int64", "float32")}
+    return dtypes | {
+        "ndarray": ndarray,
+        "asarray": asarray,
+        "asnumpy": lambda x: x.get(),
+        "from_dlpack": from_dlpack,
+        "empty": lambda shape, dtype: ndarray(np.empty(shape, dtype)),
+        "zeros": lambda shape, dtype: ndarray(np.zeros(shape, dtype)),
+        "ascontiguousarray": lambda x: x.like(np.ascontiguousarray(x.here())),
+        "clip": lambda x, low, high: x.like(np.clip(x.here(), low, high)),
+        "lib": SimpleNamespace(
+            stride_tricks=SimpleNamespace(as_strided=lambda x, *given: x.like(strided(x.memory, *given)))
+        ),
+    }
