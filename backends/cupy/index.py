@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparsemoc.backends.cupy.machine import Kernel, Machine, kernel
-from sparsemoc.backends.cupy.routing_tiles import RoutingConfig
+from sparsemoc.backends.cupy.config import CupyConfig
+from sparsemoc.backends.cupy.machine import Machine
+from sparsemoc.backends.cupy.routing_tiles import index_kernel
 from sparsemoc.backends.cupy.tables import DeviceTables
 from sparsemoc.backends.planning.key_tiles import KeyTiles, Segments
 from sparsemoc.backends.protocol import Array
-
-_THREADS = 256
 
 
 class Index(NamedTuple):
@@ -32,16 +31,12 @@ class Index(NamedTuple):
         batch, heads, ends = self.ptr.shape
         found = self.machine.empty((batch, heads, ends), "int32")
         self.machine.launch(
-            _kernel("tile_starts"), (1, heads, batch), ptr=self.ptr, tile_ptr=found, chunks=ends - 1, rows=rows
+            index_kernel("tile_starts"), (1, heads, batch), ptr=self.ptr, tile_ptr=found, chunks=ends - 1, rows=rows
         )
         return found
 
 
-def _kernel(name: str) -> Kernel:
-    return kernel("index", name, threads=_THREADS, shared=_THREADS // 32 * 4)
-
-
-def index(tables: DeviceTables, selected: Array, config: RoutingConfig, fault: Array | None) -> Index:
+def index(tables: DeviceTables, selected: Array, config: CupyConfig, fault: Array | None) -> Index:
     """Return a selection by chunk, a stable counting sort that never waits for the device.
 
     Args:
@@ -65,10 +60,11 @@ def index(tables: DeviceTables, selected: Array, config: RoutingConfig, fault: A
         "run_stop": tables.run_stop, "rows": rows, "tile_rows": tile_rows, "slots": slots, "chunks": chunks,
         "fault": fault,
     }  # fmt: skip
-    machine.launch(_kernel("count_entries"), (tiles, heads, batch), counts=places, **read)
-    machine.launch(_kernel("scan_counts"), (1, heads, batch), places=places, ptr=ptr, chunks=chunks, tiles=tiles)
-    warps = -(-tiles // (_THREADS // 32))
-    machine.launch(_kernel("place_entries"), (warps, heads, batch), places=places, entries=entries, tiles=tiles, **read)
+    machine.launch(index_kernel("count_entries"), (tiles, heads, batch), counts=places, **read)
+    machine.launch(index_kernel("scan_counts"), (1, heads, batch), places=places, ptr=ptr, chunks=chunks, tiles=tiles)
+    place = index_kernel("place_entries")
+    blocks = -(-tiles // (place.threads // 32))
+    machine.launch(place, (blocks, heads, batch), places=places, entries=entries, tiles=tiles, **read)
     return Index(entries, ptr, machine)
 
 
@@ -85,7 +81,7 @@ def split_ptr(tiles: KeyTiles, split: Segments, index: Index, group: int, rows: 
     batch, heads, ends = index.ptr.shape
     found = index.machine.empty((batch, heads // group, tiles.count + 1), "int32")
     index.machine.launch(
-        _kernel("split_starts"), (1, heads // group, batch), ptr=index.ptr, tile_chunk=tiles.tile_chunk,
+        index_kernel("split_starts"), (1, heads // group, batch), ptr=index.ptr, tile_chunk=tiles.tile_chunk,
         work=tiles.work, split_ptr=found, chunks=ends - 1, key_tiles=tiles.count, group=group, rows=rows,
         segment=split.segment,
     )  # fmt: skip

@@ -5,10 +5,12 @@
 
 // Where the valid tokens of segments and of chunks end. Grid (ceil(max(segments, chunks) / THREADS), 1, batch or 1).
 //
-// key_lengths: int32 (batch or 1, lengths), contiguous; segment_entry: int32 (segments,), the place of each segment in it.
+// key_lengths: int32 (batch or 1, lengths), contiguous; segment_entry: int32 (segments,), the place of each segment in
+// it.
 // segment_lo, segment_tokens: int32 (segments,), first position and tokens; lengths clamp to [0, tokens].
 // chunk_lo, chunk_hi, chunk_segment: int32 (chunks,).
-// ends: int32 (batch or 1, segments); stops: int32 (batch or 1, chunks), the first position where a chunk has no valid key.
+// ends: int32 (batch or 1, segments); stops: int32 (batch or 1, chunks), the first position where a chunk has no valid
+// key.
 KERNEL(find_ends)(const int* key_lengths, const int* segment_entry, const int* segment_lo, const int* segment_tokens,
                   const int* chunk_lo, const int* chunk_hi, const int* chunk_segment, int* ends, int* stops,
                   int lengths, int segments, int chunks) {
@@ -25,14 +27,15 @@ KERNEL(find_ends)(const int* key_lengths, const int* segment_entry, const int* s
     }
 }
 
-// The candidates of every run, token windows apart. Grid (runs, ceil(words / (THREADS / 32)), batch or 1); a warp makes one
-// word, a lane one bit of it.
+// The candidates of every run, token windows apart. Grid (runs, ceil(words / (THREADS / 32)), batch or 1); a warp makes
+// one word, a lane one bit of it.
 //
-// The valid keys of chunk c are chunk_lo[c] ... stops[b, c] - 1. The run's anchors are disjoint, ascending ranges: one that
-// holds the first key still left moves it to the range's end. The chunk stays where a key is left.
+// The valid keys of chunk c are chunk_lo[c] ... stops[b, c] - 1. The run's anchors are disjoint, ascending ranges: one
+// that holds the first key still left moves it to the range's end. The chunk stays where a key is left.
 //
 // anchor_ptr, anchor_lo, anchor_hi, allowed: see `geometry.Runs`.
-// near_first: int32 (runs,), first chunk that the run's token windows reach, of `near` ones; 0 where there are no windows.
+// near_first: int32 (runs,), first chunk that the run's token windows reach, of `near` ones; 0 where there are no
+// windows.
 // bits: int32 (batch or 1, runs, words), `allowed` without the chunks that are covered whole.
 // first, last: int32 (batch or 1, runs, near), first and last key left of chunk near_first[run] + n.
 KERNEL(find_candidates)(const int* chunk_lo, const int* stops, const int* anchor_ptr, const int* anchor_lo,

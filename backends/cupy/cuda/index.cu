@@ -1,8 +1,8 @@
 // The chunk-major index of a selection: a stable counting sort of its entries, row * slots + slot, by chunk.
 //
-// Counts go to (chunk, tile of rows), chunk-major: one running sum over them gives the place of every tile's first entry of
-// every chunk. Each tile then places its entries in order, so that the sort is stable and always comes out the same. From
-// the sizes of the lists follow the tiles that the kernels of pairs take, which never reach the host either.
+// Counts go to (chunk, tile of rows), chunk-major: one running sum over them gives the place of every tile's first
+// entry of every chunk. Each tile then places its entries in order, so that the sort is stable and always comes out the
+// same. From the sizes of the lists follow the tiles that the kernels of pairs take, which never reach the host either.
 //
 // Chunk numbers of `selected` count from the first chunk of a sample; here all samples' chunks are numbered together.
 //
@@ -41,7 +41,7 @@ struct Selection {
     }
 };
 
-// ---- counting and placing ------------------------------------------------------------------------------------------------
+// ---- counting and placing -------------------------------------------------------------------------------------------
 // Count the entries of each chunk in a tile of tile_rows rows. Grid (tiles, heads, batch).
 //
 // selected: int32 (batch, heads, rows, slots), contiguous.
@@ -114,7 +114,7 @@ KERNEL(place_entries)(const int* selected, const int* run_of_row, const int* run
     }
 }
 
-// ---- tiles of the lists ----------------------------------------------------------------------------------------------------
+// ---- tiles of the lists ---------------------------------------------------------------------------------------------
 // The first tile of each chunk's list, for tiles of `rows` entries. Grid (1, heads, batch).
 //
 // ptr, tile_ptr: int32 (batch, heads, chunks + 1); the last of tile_ptr is the number of tiles.
@@ -128,11 +128,12 @@ KERNEL(tile_starts)(const int* ptr, int* tile_ptr, int chunks, int rows) {
     if (thread_index() == 0) tile_ptr[list + chunks] = total;
 }
 
-// The parts that lie before each tile of keys, where the work of those with more than `segment` tiles of rows is split into
-// parts of so many. Grid (1, kv_heads, batch).
+// The parts that lie before each tile of keys, where the work of those with more than `segment` tiles of rows is split
+// into parts of so many. Grid (1, kv_heads, batch).
 //
 // ptr: int32 (batch, kv_heads * group, chunks + 1).
-// tile_chunk, work: int32 (key_tiles,), see `key_tiles.KeyTiles`; work counts tiles of anchored rows for one query head.
+// tile_chunk, work: int32 (key_tiles,), see `key_tiles.KeyTiles`; work counts tiles of anchored rows for one query
+// head.
 // split_ptr: int32 (batch, kv_heads, key_tiles + 1).
 KERNEL(split_starts)(const int* ptr, const int* tile_chunk, const int* work, int* split_ptr, int chunks, int key_tiles,
                      int group, int rows, int segment) {

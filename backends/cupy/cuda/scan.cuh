@@ -33,8 +33,8 @@ DEVICE Scan scan_block(int value, int* sums) {
     return scan;
 }
 
-// Call store(i, sum of value(j) for j < i) for i = 0 ... count - 1, and return the sum of all. value(i) is called before
-// store(i), and by the same thread.
+// Call store(i, sum of value(j) for j < i) for i = 0 ... count - 1, and return the sum of all. value(i) is called
+// before store(i), and by the same thread.
 template <class Value, class Store>
 DEVICE int running_sum(int count, int* sums, Value value, Store store) {
     constexpr int ITEMS = 4;  // to a thread: as many loads are under way at once

@@ -1,7 +1,7 @@
 // Eight neighbouring numbers of a row at a time: what a thread loads of arrays that every kernel reads only once.
 #pragma once
 
-#include "tiles.cuh"
+#include "fragments.cuh"
 
 struct alignas(16) Vector {
     u32 word[4];
@@ -33,5 +33,27 @@ DEVICE void load_eight(float (&x)[8], const Rows<T>& from, int row, int column) 
             const int place = column + i;
             x[i] = place < from.width ? Element<T>::value(source[i64(place) * from.column_stride]) : 0.0f;
         }
+    }
+}
+
+// Load eight columns whichever way the rows lie.
+template <class T>
+DEVICE void load_eight(float (&x)[8], const Rows<T>& from, int row, int column) {
+    if (from.aligned) {
+        load_eight<true>(x, from, row, column);
+    } else {
+        load_eight<false>(x, from, row, column);
+    }
+}
+
+// Cut eight numbers into bfloat16 pieces: pieces[i] holds the i-th of each.
+template <int PIECES>
+DEVICE void cut_eight(Vector (&pieces)[PIECES], const float (&x)[8]) {
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+        u32 words[PIECES];
+        cut_pair(words, x[2 * pair], x[2 * pair + 1]);
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) pieces[i].word[pair] = words[i];
     }
 }

@@ -15,6 +15,8 @@ from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
 from tests.backends.cupy.routing_checks import MACHINE, SMALL, tables_of
 
+pytestmark = pytest.mark.usefixtures("either_order")
+
 
 def selection(found: Plan, slots: int, batch: int = 2, heads: int = 3) -> NDArray[np.int32]:
     """Return chunks drawn unevenly, so that some are never chosen and others often; some entries are empty."""

@@ -16,6 +16,7 @@ from sparsemoc.spec.routing import Block, RoutingSpec
 from sparsemoc.spec.stream import Segment, Stream
 from tests.backends.cupy.routing_checks import DTYPES, SMALL, of_dtype, tables_of
 
+pytestmark = pytest.mark.usefixtures("either_order")
 STREAM = Stream((Segment("text", 5), Segment("video", 34, shot=0), Segment("audio", 1), Segment("video", 29, shot=1)))
 SPEC = RoutingSpec(chunks=Chunks(size=12), top_k=2)
 LENGTHS = np.array([[2, 31, 0, 29], [5, 99, 1, -3]], np.int32)
