@@ -60,6 +60,12 @@ def runner(kernel: Kernel) -> Callable[..., bytes | None]:
     return _runner(replace(kernel, blocks_per_sm=1))
 
 
+def switch(kernel: Kernel) -> Callable[[int], None]:
+    """Return what sets the order in which the threads of a kernel run: 0 from the first, 1 from the last."""
+    function: Callable[[int], None] = _library(replace(kernel, name="", blocks_per_sm=1)).emulate_in_reverse
+    return function
+
+
 @cache
 def _runner(kernel: Kernel) -> Callable[..., bytes | None]:
     # All kernels of a source share a library for the same macros.

@@ -15,7 +15,7 @@
 
 using S =
     Shape<ELEMENT, THREADS / 32, WARP_ROW_TILES, BLOCK_KEYS, HEAD_BLOCK, VALUE_BLOCK, PIECES_OF_FLOAT>;
-static_assert(S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES + 4 * S::ROWS + NOTES == SHARED_BYTES,
+static_assert(S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES + 8 * S::ROWS + NOTES == SHARED_BYTES,
               "the host allots what the tiles take");
 
 // The entries of a chunk that a block attends, and where their results go.
@@ -23,10 +23,14 @@ struct Entries {
     const int* list;  // row * slots + slot
     int first, end;   // in the list
     int slots;
-    int* own;  // shared, one for each row of the block: its entry, -1 for none
+    int* own;   // shared, one for each row of the block: its entry, -1 for none
+    int* rows;  // and the row that this is of
 
     DEVICE int entry(int number) const { return number < end ? list[number] : -1; }
-    DEVICE int row(int r) const { return own[r] < 0 ? -1 : own[r] / slots; }
+    DEVICE void keep(int r, int entry) const {
+        own[r] = entry;
+        rows[r] = entry < 0 ? -1 : entry / slots;
+    }
 };
 
 // Rows pass by the keys of one tile.
@@ -42,9 +46,9 @@ DEVICE void pass_rows(const Entries& entries, const typename S::QueryTile& queri
     int entry = lane < S::OWN_ROWS ? entries.entry(entries.first + own + lane) : -1;
     bool shared_there = false;
     for (int first = entries.first; first < entries.end; first += S::ROWS) {
-        if (lane < S::OWN_ROWS) entries.own[own + lane] = entry;
+        if (lane < S::OWN_ROWS) entries.keep(own + lane, entry);
         sync_warp();
-        load_own_rows<S::OWN_ROWS>(queries, own, q, [&](int r) { return entries.row(r); });
+        load_own_rows<S::OWN_ROWS>(queries, own, q, [&](int r) { return entries.rows[r]; });
         commit_copies();
         entry = lane < S::OWN_ROWS ? entries.entry(first + S::ROWS + own + lane) : -1;
         wait_copies<0>();
@@ -73,13 +77,13 @@ DEVICE void pass_keys(const Entries& entries, const typename S::QueryTile& queri
     const int own = warp_index() * S::OWN_ROWS, lane = lane_index();
     for (int first = entries.first; first < entries.end; first += S::ROWS) {
         sync_block();  // nobody reads the tiles of the rows before
-        if (lane < S::OWN_ROWS) entries.own[own + lane] = entries.entry(first + own + lane);
+        if (lane < S::OWN_ROWS) entries.keep(own + lane, entries.entry(first + own + lane));
         sync_warp();
-        load_own_rows<S::OWN_ROWS>(queries, own, q, [&](int r) { return entries.row(r); });
+        load_own_rows<S::OWN_ROWS>(queries, own, q, [&](int r) { return entries.rows[r]; });
         commit_copies();
         bool meet = false;
-        if (splits && lane < S::OWN_ROWS && entries.own[own + lane] >= 0)
-            meet = anchors.meet(entries.row(own + lane), lo, hi);
+        if (splits && lane < S::OWN_ROWS && entries.rows[own + lane] >= 0)
+            meet = anchors.meet(entries.rows[own + lane], lo, hi);
         const bool masked = splits && sync_block_any(meet);
         int start = lo;
         const auto next = [&](KeyTile& tile) {
@@ -89,7 +93,7 @@ DEVICE void pass_keys(const Entries& entries, const typename S::QueryTile& queri
             start = stop;
         };
         const auto seen = [&](const KeyTile&, int m, int h, int key) {
-            const int row = entries.row(own + 16 * m + 8 * h + lane / 4);
+            const int row = entries.rows[own + 16 * m + 8 * h + lane / 4];
             return row >= 0 && !anchors.hold(row, key);
         };
         Softmax<S> state;
@@ -132,7 +136,7 @@ KERNEL(attend_routed)(const ELEMENT* q, const ELEMENT* k, const ELEMENT* v, cons
     KeyTile* upcoming =
         reinterpret_cast<KeyTile*>(memory + S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES);
     int* own = reinterpret_cast<int*>(reinterpret_cast<unsigned char*>(upcoming) + NOTES);
-    const Entries work{entries + lane * places, first, smaller(ptr[chunk + 1], first + span * S::ROWS), slots, own};
+    const Entries work{entries + lane * places, first, smaller(ptr[chunk + 1], first + span * S::ROWS), slots, own, own + S::ROWS};
     const Rows<ELEMENT> query_rows{q + batch * stride_qb + head * stride_qh, stride_ql, stride_qd, head_dim, aligned_q != 0};
     const Rows<ELEMENT> key_rows{k + batch * stride_kb + head / group * stride_kh, stride_kl, stride_kd, head_dim,
                                  aligned_k != 0};

@@ -14,7 +14,7 @@ from sparsemoc.testing.oracle import anchor_mask
 from sparsemoc.testing.problems import Problem
 from sparsemoc.testing.sample import Sample
 from sparsemoc.testing.strategies import problems
-from tests.backends.triton.test_forward import plan_of
+from tests.backends.attention_cases import plan_of
 
 SIZES = st.builds(
     Sizes, rows=st.sampled_from((2, 4, 16)), keys=st.sampled_from((2, 4)), split=st.sampled_from((4, 6, 1000)),

@@ -10,7 +10,8 @@ import pytest
 from sparsemoc.backends.triton import forward
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.signatures_forward import kernels
-from tests.backends.triton.test_forward import SMALL, problem_of, routes, run
+from tests.backends.attention_cases import problem_of, routes
+from tests.backends.triton.test_forward import SMALL, run
 
 
 class _Spy:
