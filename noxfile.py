@@ -39,9 +39,10 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on the interpreter that runs nox; arguments go to pytest, `-n 0` for one process."""
     session.install(
-        "-e", ".[demo,testing]", *dependency_groups(PYPROJECT, "test", "test-torch", "test-triton", "test-adapters")
-    )
-    # Two processes: most of the time goes to Triton's interpreter, which takes one core.
+        "-e", ".[demo,testing]",
+        *dependency_groups(PYPROJECT, "test", "test-torch", "test-triton", "test-cupy", "test-adapters"),
+    )  # fmt: skip
+    # Two processes: most of the time goes to the kernels of GPUs, which take one core on the CPU.
     session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 

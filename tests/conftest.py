@@ -3,6 +3,7 @@ header that says what is tested."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -15,6 +16,7 @@ import pytest
 
 import sparsemoc
 from sparsemoc.backends import available_backends, get_backend
+from sparsemoc.backends.cupy.cache import folder as kernel_folder
 
 
 def _gpu() -> bool:
@@ -25,9 +27,20 @@ def _gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _driver() -> bool:
+    try:
+        return not ctypes.CDLL("libcuda.so.1").cuInit(0)
+    except OSError:
+        return False
+
+
 # Triton reads it when its kernels are imported: without a GPU its interpreter runs them, on the CPU.
 if "TRITON_INTERPRET" not in os.environ and not _gpu():
     os.environ["TRITON_INTERPRET"] = "1"
+# The CUDA kernels likewise, compiled by a C++ compiler. What it makes is kept from run to run, and for every worker.
+if not _driver():
+    os.environ.setdefault("SPARSEMOC_CUPY_EMULATE", "1")
+os.environ.setdefault("SPARSEMOC_KERNEL_CACHE_DIR", str(kernel_folder()))
 
 # The first call of a compiled kernel takes seconds: no deadline, and slow draws are no fault.
 COMMON = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -84,10 +97,13 @@ def own_cache() -> Iterator[None]:
 
 @pytest.fixture
 def examples(any_backend: str) -> int:
-    """Examples of a property: as the profile says, and a fraction where an interpreter takes seconds for each."""
+    """Examples of a property: as the profile says, and a fraction where kernels for GPUs run slowly, on the CPU."""
     asked = hypothesis.settings().max_examples
-    interpreted = any_backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    return max(1, asked // 32) if interpreted else asked
+    if any_backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        return max(1, asked // 32)
+    if any_backend == "cupy" and os.environ.get("SPARSEMOC_CUPY_EMULATE") == "1":
+        return max(1, asked // 8)
+    return asked
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
