@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ def scripts() -> list[str]:
 
 
 def absent(script: str) -> list[str]:
-    """Return the optional frameworks that a script imports and this environment lacks."""
+    """Return the optional frameworks that a script imports and this environment lacks; CuPy needs a GPU."""
     named = re.findall(r"^(?:import|from) (torch|jax|cupy|diffusers|transformers)\b", script, flags=re.MULTILINE)
-    return sorted({name for name in named if importlib.util.find_spec(name) is None})
+    lacking = {name for name in named if importlib.util.find_spec(name) is None}
+    return sorted(lacking | ({"a GPU"} if "cupy" in named and find_library("cuda") is None else set()))
 
 
 def cases() -> list[object]:
