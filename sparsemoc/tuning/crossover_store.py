@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsemoc.backends.files import cache_folder, write_whole
 from sparsemoc.spec.errors import SpecError, describe
 from sparsemoc.tuning import shipped
 from sparsemoc.tuning.crossover import Crossover
-from sparsemoc.tuning.files import read_json, reason_of, write_whole
+from sparsemoc.tuning.files import read_json, reason_of
 from sparsemoc.tuning.key import Environment
-from sparsemoc.tuning.store import cache_folder
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -57,7 +57,7 @@ def save(environment: Environment, crossover: Crossover) -> str | None:
     held = _merged(_own(environment), crossover)
     path = place(environment)
     try:
-        write_whole(path, _text({"environment": environment._asdict()}, held))
+        write_whole(path, _text({"environment": environment._asdict()}, held).encode())
     except OSError as error:
         return f"{path} cannot be written: {reason_of(error)}"
     return None
@@ -85,7 +85,7 @@ def ship(crossover: Crossover, folder: Path) -> Path:
         raise SpecError(
             f"ship: {path} must be a file of crossovers, or absent: {reason_of(error)}. Hint: remove it."
         ) from None
-    write_whole(path, _text(names, _merged(held, crossover)))
+    write_whole(path, _text(names, _merged(held, crossover)).encode())
     return path
 
 

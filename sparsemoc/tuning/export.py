@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from sparsemoc.backends.files import write_whole
 from sparsemoc.spec.errors import SpecError, describe
-from sparsemoc.tuning.files import read_json, reason_of, write_whole
+from sparsemoc.tuning.files import read_json, reason_of
 from sparsemoc.tuning.store import Entry
 
 VERSION = 1
@@ -20,7 +21,7 @@ def export(entries: Iterable[Entry], file: Path) -> int:
         OSError: it cannot be written.
     """
     held = [entry.to_dict() for entry in entries]
-    write_whole(file, json.dumps({"version": VERSION, "entries": held}, indent=1) + "\n")
+    write_whole(file, json.dumps({"version": VERSION, "entries": held}, indent=1).encode() + b"\n")
     return len(held)
 
 

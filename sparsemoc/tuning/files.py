@@ -1,11 +1,9 @@
-"""JSON files that several processes read and write without locks: a reader finds a whole file or none."""
+"""JSON files that several processes read without locks; `backends.files.write_whole` writes them."""
 
 from __future__ import annotations
 
 import json
-import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +29,6 @@ def read_json(path: Path) -> Any:
         raise ValueError("is JSON nested too deep") from None
     except ValueError as error:
         raise ValueError(f"is no JSON: {error}" if state.st_size else "is empty") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a process that dies half way, sees the old content or the new, never a part.
-
-    Raises:
-        OSError: its folder cannot be made or written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own, for processes of several machines may share the folder: their process numbers can be equal.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}.tmp")
-    try:
-        unfinished.write_text(text)
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise
 
 
 def reason_of(error: Exception) -> str:

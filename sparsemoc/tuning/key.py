@@ -21,7 +21,7 @@ from sparsemoc.spec.plan import Plan
 from sparsemoc.spec.routing import Block
 
 #: What of a backend's folder is its kernels.
-_SOURCES = (".py", ".cu", ".cuh", ".h")
+_SOURCES = (".py", ".cu", ".cuh", ".h", ".hpp")
 
 
 class Environment(NamedTuple):

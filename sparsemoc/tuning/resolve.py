@@ -13,10 +13,11 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from sparsemoc.backends import Backend, Problem
+from sparsemoc.backends.files import cache_folder
 from sparsemoc.backends.protocol import Operation, Tunable
 from sparsemoc.tuning.key import Environment, Key, environment_of, key_of
 from sparsemoc.tuning.outcome import config_of
-from sparsemoc.tuning.store import Store, cache_folder
+from sparsemoc.tuning.store import Store
 
 #: Where a config came from, the first that has one. "memory" was tuned in this process.
 Source = Literal["explicit", "memory", "cache", "near", "shipped", "default"]

@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparsemoc.backends.files import write_whole
 from sparsemoc.spec.errors import SpecError, describe
-from sparsemoc.tuning.files import read_json, reason_of, write_whole
+from sparsemoc.tuning.files import read_json, reason_of
 from sparsemoc.tuning.key import Key
 from sparsemoc.tuning.outcome import checked_time
 from sparsemoc.tuning.store import Entry, named_tuple
@@ -160,7 +161,8 @@ def _shipped(new: list[Record], folder: Path, architecture: str, backend: str) -
     head = {"version": VERSION, "architecture": architecture, "backend": backend}
     # A line to a result: changes of one do not blur the others.
     lines = [json.dumps(one._asdict() | {"key": one.key._asdict()}) for _, one in sorted(newest.items())]
-    write_whole(file, json.dumps(head)[:-1] + ', "entries": [\n' + ",\n".join(lines) + "\n]}\n")
+    text = json.dumps(head)[:-1] + ', "entries": [\n' + ",\n".join(lines) + "\n]}\n"
+    write_whole(file, text.encode())
     return file
 
 

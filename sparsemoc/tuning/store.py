@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_origin, get_type_hints
 
+from sparsemoc.backends.files import cache_folder, write_whole
 from sparsemoc.spec.errors import describe
-from sparsemoc.tuning.files import read_json, reason_of, write_whole
+from sparsemoc.tuning.files import read_json, reason_of
 from sparsemoc.tuning.key import Environment, Key
 from sparsemoc.tuning.outcome import Outcome, checked_time
 
@@ -24,21 +24,6 @@ from sparsemoc.tuning.outcome import Outcome, checked_time
 VERSION = 1
 
 _Named = TypeVar("_Named", bound=tuple[Any, ...])
-
-
-@cache
-def _platform_folder() -> str:
-    from platformdirs import user_cache_dir
-
-    return user_cache_dir("sparsemoc", appauthor=False)
-
-
-def cache_folder() -> str:
-    """Return the folder of the cache: SPARSEMOC_CACHE_DIR, else the platform's cache folder."""
-    folder = os.environ.get("SPARSEMOC_CACHE_DIR")
-    if not folder:
-        return _platform_folder()
-    return os.path.expanduser(folder) if folder.startswith("~") else folder
 
 
 class Entry(NamedTuple):
@@ -110,7 +95,7 @@ class Store:
         """Keep a result, in place of an earlier one. Return why it could not be written, or None."""
         place = self._place(environment, key)
         try:
-            write_whole(place, json.dumps(Entry(environment, key, outcome).to_dict(), indent=1))
+            write_whole(place, json.dumps(Entry(environment, key, outcome).to_dict(), indent=1).encode())
         except (OSError, TypeError, ValueError) as error:  # the last two: a config of what JSON cannot hold
             return f"{place} cannot be written: {reason_of(error)}"
         _write_manifest(place.parent.parent / "manifest.json", environment)
@@ -120,7 +105,7 @@ class Store:
         """Return why nothing can be written, or None: asked before minutes are spent on measuring."""
         probe = self.folder / "probe"
         try:
-            write_whole(probe, "")
+            write_whole(probe, b"")
             probe.unlink(missing_ok=True)  # another process may have asked at the same time
         except OSError as error:
             return f"{self.folder} cannot be written: {reason_of(error)}"
@@ -211,4 +196,4 @@ def _kinds(cls: type[Any]) -> dict[str, type]:
 def _write_manifest(path: Path, environment: Environment) -> None:
     # Nothing reads it back: a result is whole without it.
     with suppress(OSError):
-        write_whole(path, json.dumps({"version": VERSION} | environment._asdict(), indent=1))
+        write_whole(path, json.dumps({"version": VERSION} | environment._asdict(), indent=1).encode())

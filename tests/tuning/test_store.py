@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from sparsemoc.backends.files import cache_folder
 from sparsemoc.spec.errors import SpecError
 from sparsemoc.tuning import files
 from sparsemoc.tuning.export import export, read_export
 from sparsemoc.tuning.key import Key
-from sparsemoc.tuning.store import Entry, Merged, Store, cache_folder
+from sparsemoc.tuning.store import Entry, Merged, Store
 from tests.tuning.samples import EARLY, ENVIRONMENT, KEY, LATE, entry, outcome
 
 OTHER = ENVIRONMENT._replace(device="Intel Xeon", architecture="sapphirerapids")
