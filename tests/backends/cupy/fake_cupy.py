@@ -170,7 +170,13 @@ def _module() -> Any:
         get_current_stream=lambda: STREAMS[-1],
         nvrtc=Nvrtc(),
         driver=SimpleNamespace(CUDADriverError=CUDADriverError),
-        runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: len(CAPABILITIES)),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDevice=lambda: DEVICES[-1],
+            getDeviceProperties=lambda index: {"name": f"Stand-in {index}".encode()},
+            driverGetVersion=lambda: 12080,
+            getDeviceCount=lambda: len(CAPABILITIES),
+        ),
     )
     return made
 
