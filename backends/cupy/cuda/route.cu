@@ -25,6 +25,7 @@ constexpr int PLANES = 3;
 // Rows of scores are padded so that pairs of them are written without bank conflicts.
 constexpr int SCORE_STRIDE = CHUNKS + 8;
 static_assert(CHUNKS == 16 || CHUNKS == 32, "a tile lies in one word of the candidates' bits");
+constexpr u32 TILE_BITS = ~0u >> (32 - CHUNKS);
 
 using QueryTile = Tile<bfloat_t, UNITS, HEAD_BLOCK>;
 using MeanTile = Tile<bfloat_t, CHUNKS, HEAD_BLOCK>;
@@ -129,10 +130,10 @@ struct Selector {
         return found << (2 * (lane_index() % 4));
     }
 
-    // All lanes of the warp call it; `start` is the chunk of column 0.
-    DEVICE void select(const Accumulators& score, int start) {
+    // Take the better scores into the lists. All lanes of the warp call it; `start` is the chunk of column 0, `own`
+    // holds the columns that are candidates of the lane's own row.
+    DEVICE void select(const Accumulators& score, int start, u32 own) {
         const bool odd = lane_index() % 2 != 0;
-        const u32 own = tables.word_of(unit, start / 32) >> (start % 32);
         const u32 other = u32(shuffle_xor(int(own), 1));
         u32 low = better(score, 0) & (odd ? other : own), high = better(score, 1) & (odd ? own : other);
         if (!warp_any((low | high) != 0)) return;
@@ -239,9 +240,12 @@ KERNEL(route)(const ELEMENT* q, const bfloat_t* planes, const int* unit_row, con
         wait_copies<0>();
         sync_block();  // the tile is there for all, and all are done with the one before
         if (start + CHUNKS < end) copy_means(memory, 1 - stage, own_planes, plane, start + CHUNKS);
-        Accumulators score;
-        compute_scores(score, memory, stage, warp * 16);
-        selector.select(score, start);
+        const u32 shown = tables.word_of(unit, start / 32) >> (start % 32) & TILE_BITS;
+        if (warp_any(shown != 0)) {
+            Accumulators score;
+            compute_scores(score, memory, stage, warp * 16);
+            selector.select(score, start, shown);
+        }
         stage = 1 - stage;
     }
 

@@ -40,7 +40,7 @@ def check(found: Index, numbers: NDArray[np.int32], chunks: int) -> None:
             np.testing.assert_array_equal(found.tile_ptr(rows)[b, h], tiles)
 
 
-@pytest.mark.parametrize(("tokens", "chunks", "slots"), [(37, 1, 1), (83, 5, 3), (301, 300, 2), (70, 70, 33)])
+@pytest.mark.parametrize(("tokens", "chunks", "slots"), [(37, 1, 1), (83, 5, 3), (1500, 300, 2), (70, 70, 33)])
 def test_index(tokens: int, chunks: int, slots: int) -> None:
     found = plan(RoutingSpec(chunks=Chunks(size=-(-tokens // chunks))), Stream((Segment("video", tokens),)))
     tables, _ = tables_of(found)

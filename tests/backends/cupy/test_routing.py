@@ -82,6 +82,25 @@ def test_candidates(causal: Any, anchors: Any) -> None:
     check(found, *operands(found), LENGTHS)
 
 
+@pytest.mark.parametrize("causal", ["none", "chunk"])
+def test_a_window_of_some_rows_of_a_block_covers_no_chunk(causal: Any) -> None:
+    """Of rows c ... c + 4 the windows of the first hold the chunks of 6 on either side, those of the last do not."""
+    spec = RoutingSpec(chunks=Chunks(size=6, tail="short"), top_k=1, anchors=(Window(9),), causal=causal, unit=Block(5))
+    found = plan(spec, Stream((Segment("video", 36),)))
+    q = np.ones((1, 36, 1, 2), np.float32)
+    check(found, q, np.arange(12, dtype=np.float32).reshape(1, 1, 6, 2))
+    check(found, q, -np.arange(12, dtype=np.float32).reshape(1, 1, 6, 2))
+
+
+def test_a_window_covers_what_other_anchors_leave() -> None:
+    """Row 8: its frame holds the end of its chunk, positions 8 to 11, and its window the rest, 6 and 7."""
+    spec = RoutingSpec(chunks=Chunks(size=6), top_k=2, anchors=("frame", Window(2)))
+    found = plan(spec, Stream((Segment("video", grid=(3, 2, 2)),)))
+    q, centroids = whole("float32", 1, 12, 1, 2), whole("float32", 1, 1, 2, 2, seed=1)
+    check(found, q, centroids)
+    assert route(found, q, centroids)[0, 0, 8].tolist() == [0, -1]
+
+
 @pytest.mark.parametrize("unit", ["token", Block(4)])
 def test_samples_of_a_packed_batch_route_for_themselves(unit: Any) -> None:
     streams = tuple(Stream((Segment("text", 2), Segment("video", tokens))) for tokens in (31, 8, 47))
@@ -111,11 +130,25 @@ def test_scores_are_right_to_float32(dtype: str, dim: int) -> None:
     check(replace(found, spec=spec), q, rng.standard_normal((1, 2, 41, dim), np.float32), config=CupyConfig())
 
 
-def test_the_last_bit_of_a_mean_decides() -> None:
+SECOND, THIRD = 2.0**-9, 2.0**-23
+
+
+@pytest.mark.parametrize(
+    ("query", "best", "others"),
+    [
+        ([1, 0], [1 + THIRD, 0], [1, 0]),
+        ([1, 0], [1 + SECOND + THIRD, 0], [1 + SECOND, 0]),
+        ([1 + SECOND, 1], [1, 0], [0, 1]),
+        ([1 + SECOND + THIRD, 1 + SECOND], [1, 0], [0, 1]),
+        ([1 + SECOND, 1], [1 + SECOND, 0], [0, 1 + 2 * SECOND]),
+    ],
+)
+def test_every_piece_of_queries_and_means_counts(query: Any, best: Any, others: Any) -> None:
+    """Each case takes another product of bfloat16 pieces to tell the best mean from those before and after it."""
     spec = RoutingSpec(chunks=Chunks(size=1), top_k=1, anchors=(), dense_queries=())
-    centroids = np.ones((1, 1, 8, 2), np.float32)
-    centroids[0, 0, 5, 0] += 2.0**-23
-    q = np.full((1, 8, 1, 2), [1.0, 0.0], np.float32)
+    centroids = np.full((1, 1, 8, 2), others, np.float32)
+    centroids[0, 0, 5] = best
+    q = np.full((1, 8, 1, 2), query, np.float32)
     assert (route(plan(spec, Stream((Segment("video", 8),))), q, centroids) == 5).all()
 
 
