@@ -5,12 +5,10 @@
 
 // Where the valid tokens of segments and of chunks end. Grid (ceil(max(segments, chunks) / THREADS), 1, batch or 1).
 //
-// key_lengths: int32 (batch or 1, lengths), contiguous; segment_entry: int32 (segments,), the place of each segment in
-// it.
+// key_lengths: int32 (batch or 1, lengths), contiguous; segment_entry: int32 (segments,), where each segment is.
 // segment_lo, segment_tokens: int32 (segments,), first position and tokens; lengths clamp to [0, tokens].
 // chunk_lo, chunk_hi, chunk_segment: int32 (chunks,).
-// ends: int32 (batch or 1, segments); stops: int32 (batch or 1, chunks), the first position where a chunk has no valid
-// key.
+// ends: int32 (batch or 1, segments); stops: int32 (batch or 1, chunks), its first position where a chunk has none.
 KERNEL(find_ends)(const int* key_lengths, const int* segment_entry, const int* segment_lo, const int* segment_tokens,
                   const int* chunk_lo, const int* chunk_hi, const int* chunk_segment, int* ends, int* stops,
                   int lengths, int segments, int chunks) {
@@ -34,8 +32,7 @@ KERNEL(find_ends)(const int* key_lengths, const int* segment_entry, const int* s
 // that holds the first key still left moves it to the range's end. The chunk stays where a key is left.
 //
 // anchor_ptr, anchor_lo, anchor_hi, allowed: see `geometry.Runs`.
-// near_first: int32 (runs,), first chunk that the run's token windows reach, of `near` ones; 0 where there are no
-// windows.
+// near_first: int32 (runs,), first chunk that the run's token windows reach, of `near` ones (0: no windows).
 // bits: int32 (batch or 1, runs, words), `allowed` without the chunks that are covered whole.
 // first, last: int32 (batch or 1, runs, near), first and last key left of chunk near_first[run] + n.
 KERNEL(find_candidates)(const int* chunk_lo, const int* stops, const int* anchor_ptr, const int* anchor_lo,

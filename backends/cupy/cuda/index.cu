@@ -132,8 +132,7 @@ KERNEL(tile_starts)(const int* ptr, int* tile_ptr, int chunks, int rows) {
 // into parts of so many. Grid (1, kv_heads, batch).
 //
 // ptr: int32 (batch, kv_heads * group, chunks + 1).
-// tile_chunk, work: int32 (key_tiles,), see `key_tiles.KeyTiles`; work counts tiles of anchored rows for one query
-// head.
+// tile_chunk, work: int32 (key_tiles,), see `key_tiles.KeyTiles`; work: tiles of anchored rows for one query head.
 // split_ptr: int32 (batch, kv_heads, key_tiles + 1).
 KERNEL(split_starts)(const int* ptr, const int* tile_chunk, const int* work, int* split_ptr, int chunks, int key_tiles,
                      int group, int rows, int segment) {

@@ -1,5 +1,4 @@
-// Means: of the valid keys of each chunk, m_c = (sum of its keys) / count, and of the valid queries of each routing
-// unit.
+// Means: of the valid keys of each chunk, m_c = (sum of keys) / count, and of the valid queries of each routing unit.
 //
 // Sums are float32, in an order that depends on the number of rows alone, and are rounded once more by the division: a
 // mean that float32 holds exactly comes out exactly, for ties to be ties. Rows that are padding are never read.

@@ -74,8 +74,7 @@ DEVICE void multiply_tiles(Accumulators& c, const BfloatProduct::A& q, const Bfl
 }
 
 // The scores of the 16 units of a warp against a tile of centroids. Small terms first, the largest apart. Where the
-// largest
-// is not finite it is the score: a small one may be infinity times a piece that is 0.
+// largest is not finite it is the score: a small one may be infinity times a piece that is 0.
 DEVICE void compute_scores(Accumulators& score, unsigned char* memory, int stage, int row) {
     Accumulators small;
 #pragma unroll
@@ -108,15 +107,14 @@ DEVICE void compute_scores(Accumulators& score, unsigned char* memory, int stage
 
 // ---- the running lists ----------------------------------------------------------------------------------------------
 // What a warp keeps of its 16 units. In the accumulators a lane has columns 2t, 2t + 1 of the rows g and g + 8. One of
-// the
-// two rows is its own: lanes with t = 0 keep the list of row g, those with t = 1 that of row g + 8.
+// the two rows is its own: lanes with t = 0 keep the list of row g, those with t = 1 that of row g + 8.
 struct Selector {
     CandidateTables tables;
-    Unit unit;            // of the lane's own row
-    float* scores;        // of the warp, 16 rows
-    BestList<16> list;    // of the lane's own row
-    const u64* lists;     // first slots of the warp's rows
-    float worst[2];       // of rows g and g + 8: what is less is not better than any of the list
+    Unit unit;          // of the lane's own row
+    float* scores;      // of the warp, 16 rows
+    BestList<16> list;  // of the lane's own row
+    const u64* lists;   // first slots of the warp's rows
+    float worst[2];     // of rows g and g + 8: what is less is not better than any of the list
 
     DEVICE static int own_row() { return lane_index() / 4 + lane_index() % 2 * 8; }
 
@@ -202,8 +200,7 @@ DEVICE void copy_means(unsigned char* memory, int stage, const bfloat_t* planes,
 // run_lo, run_hi, run_chunk, run_base: int32 (runs,), see `geometry.Runs`; near_first: int32 (runs,).
 // stops: int32 (batch or 1, chunks), end of the valid positions of each chunk.
 // bits, first, last: see `Candidates` of candidates.py.
-// envelope: int32 (tiles, 2), for each block the range of chunks that holds its candidates, from a multiple of CHUNKS
-// on.
+// envelope: int32 (tiles, 2), for each block the range of chunks that holds its candidates; CHUNKS divides its first.
 // top_k: int32 (heads,), at most LIST_SLOTS and `slots`.
 // selected: int32 (batch, heads, rows, slots), contiguous; every element is written.
 KERNEL(route)(const ELEMENT* q, const bfloat_t* planes, const int* unit_row, const int* unit_rows, const int* unit_run,
