@@ -26,7 +26,7 @@ struct Unit {
     DEVICE bool valid() const { return row < row_hi; }
 };
 
-// Padding is a suffix of a segment, so the valid rows of a unit end where those of its chunk do; none beyond the last unit.
+// Padding ends a segment, so the valid rows of a unit end where those of its chunk do. No rows beyond the last unit.
 DEVICE Unit unit_at(const UnitTables& tables, int number) {
     if (number >= tables.units) return Unit{0, 0, 0, 0, 0};
     const int row = tables.unit_row[number], count = tables.unit_rows[number];
