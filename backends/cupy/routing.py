@@ -5,7 +5,6 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
-from sparsemoc.backends.cupy import routing_tiles
 from sparsemoc.backends.cupy.candidates import Candidates
 from sparsemoc.backends.cupy.config import CupyConfig
 from sparsemoc.backends.cupy.machine import strides_of
@@ -18,16 +17,9 @@ from sparsemoc.backends.cupy.routing_tiles import (
     split_kernel,
 )
 from sparsemoc.backends.cupy.tables import DeviceTables, Ends, numbers, poisson_thresholds
-from sparsemoc.backends.protocol import Array, Problem, Randomness
+from sparsemoc.backends.protocol import Array, Randomness
 from sparsemoc.spec.philox import seed_key
 from sparsemoc.spec.routing import Block, RouteDropout
-
-
-def most_slots(problem: Problem, capability: int) -> int:
-    """Return the most slots of `selected` that the lists of a routing kernel have room for on a GPU."""
-    # The query of a block is a mean, float32 whatever its rows are.
-    dtype = "float32" if isinstance(problem.plan.spec.unit, Block) else problem.dtype
-    return routing_tiles.most_slots(dtype, problem.head_dim, capability)
 
 
 def pool(tables: DeviceTables, k: Array, ends: Ends, config: CupyConfig) -> Array:
@@ -90,7 +82,7 @@ def route(
         centroids: float32 (batch, kv_heads, chunks, head_dim), any strides.
         ends: where the valid tokens end.
         top_k: of each head.
-        slots: width of the result, at most `most_slots`.
+        slots: width of the result, at most `routing_tiles.most_slots`.
         randomness: seed and counters of route dropout; None for none.
         dropout: what to drop; read only with `randomness`.
         config: tile sizes.

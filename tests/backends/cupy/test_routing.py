@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparsemoc.backends.cupy import routing, routing_tiles
 from sparsemoc.backends.cupy.config import CupyConfig
-from sparsemoc.backends.protocol import Problem, Randomness
+from sparsemoc.backends.protocol import Randomness
 from sparsemoc.spec.anchors import Window
 from sparsemoc.spec.chunks import Chunks
 from sparsemoc.spec.errors import UnsupportedError
@@ -195,16 +195,6 @@ def test_tiles_shrink_until_shared_memory_holds_them(capability: int, dtype: str
         kernel = routing_tiles.route_kernel(dtype, dim, routes, CupyConfig(), capability)
         assert kernel.shared <= {80: 163, 86: 99, 90: 227}[capability] * 1024
     assert routing_tiles.route_kernel(dtype, dim, 5, CupyConfig(), 90).threads == 128
-
-
-def test_the_query_of_a_block_is_float32() -> None:
-    problem = Problem(
-        plan=plan(SPEC, STREAM), framework="cupy", device="cuda", dtype="bfloat16", batch=1, heads=2, kv_heads=1,
-        head_dim=256, v_head_dim=64,
-    )  # fmt: skip
-    blocks = replace(problem, plan=plan(replace(SPEC, unit=Block(4)), STREAM))
-    assert [routing.most_slots(x, 86) for x in (problem, blocks)] == [256, 128]
-    assert routing.most_slots(blocks, 90) == routing_tiles.MOST_SLOTS
 
 
 def test_more_routes_than_shared_memory_holds_are_refused() -> None:
