@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsemoc.backends.triton.resources import GPUS
+from sparsemoc.backends.gpus import GPUS
 
 #: Most shared memory of a block, bytes, by the compute capabilities that are compiled for.
 SHARED = {capability: GPUS[capability].shared for capability in (80, 89, 90, 100, 120)}

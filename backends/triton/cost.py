@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
+from sparsemoc.backends.gpus import gpu_of
 from sparsemoc.backends.protocol import Estimate, Operation, Problem
 from sparsemoc.backends.triton import backward, counts_pairs, counts_routing, forward
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.counts import Job, Part
-from sparsemoc.backends.triton.resources import gpu_of
 from sparsemoc.backends.workload import workloads
 
 #: Fields that are an axis of a matrix product, which takes 16 and more; those that are an axis of any tile.

@@ -17,7 +17,8 @@ from __future__ import annotations
 from math import ceil
 from typing import NamedTuple
 
-from sparsemoc.backends.triton.resources import REGISTERS, WARPGROUPS, Needs, Tile, gpu_of, resident
+from sparsemoc.backends.gpus import gpu_of
+from sparsemoc.backends.triton.resources import REGISTERS, WARPGROUPS, Needs, Tile, resident
 
 #: Cycles a second; of a step that nothing hides; of the start and the end of a block.
 HERTZ, LATENCY, START = 1.7e9, 600, 2500

@@ -14,12 +14,13 @@ import torch
 
 import sparsemoc as moc
 from sparsemoc.backends import Options, Problem
+from sparsemoc.backends.gpus import GPUS, gpu_of
 from sparsemoc.backends.protocol import OPERATIONS, Operation, Tunable
 from sparsemoc.backends.triton import forward, gpu
 from sparsemoc.backends.triton.config import TritonConfig, default_config
 from sparsemoc.backends.triton.cost import estimate, parts
 from sparsemoc.backends.triton.entry import BACKEND
-from sparsemoc.backends.triton.resources import GPUS, Needs, Tile, attend_needs, gpu_of, grad_needs, resident
+from sparsemoc.backends.triton.resources import Needs, Tile, attend_needs, grad_needs, resident
 from sparsemoc.backends.triton.search import MOST, search_space
 
 ROOT = Path(__file__).resolve().parents[3]
