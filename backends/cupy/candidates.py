@@ -9,9 +9,9 @@ from sparsemoc.backends.planning.geometry import Geometry, Keys, Runs
 from sparsemoc.backends.planning.reach import Near
 from sparsemoc.backends.protocol import Array
 
-_FIND_CANDIDATES = kernel("candidates", "find_candidates")
+FIND_CANDIDATES = kernel("candidates", "find_candidates")
 #: Mask words to a block: a warp makes one, of 32 chunks.
-_WORDS = _FIND_CANDIDATES.threads // 32
+_WORDS = FIND_CANDIDATES.threads // 32
 
 
 class Candidates(NamedTuple):
@@ -45,7 +45,7 @@ def candidates(geometry: Geometry, keys: Keys, runs: Runs, reached: Near, stops:
     bits, first, last = (machine.empty((batch, count, width), "int32") for width in (words, near, near))
     shared = batch == 1
     machine.launch(
-        _FIND_CANDIDATES, (count, -(-words // _WORDS), batch),
+        FIND_CANDIDATES, (count, -(-words // _WORDS), batch),
         chunk_lo=keys.chunk_lo, stops=stops, anchor_ptr=runs.anchor_ptr, anchor_lo=runs.anchor_lo,
         anchor_hi=runs.anchor_hi, allowed=runs.allowed, near_first=reached.first, bits=bits, first=first, last=last,
         stride_stops=0 if shared else geometry.chunks, chunks=geometry.chunks, words=words, near=near,

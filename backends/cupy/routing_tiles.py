@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsemoc.backends.cupy.config import EMULATED, CupyConfig
+from sparsemoc.backends.cupy.config import CupyConfig, most_shared
 from sparsemoc.backends.cupy.machine import Kernel, kernel
 from sparsemoc.backends.cupy.shared import tile_bytes
 from sparsemoc.spec.errors import UnsupportedError
@@ -19,9 +19,6 @@ _PLANES = 3
 #: Routing units to a warp, and the fewest centroids to a tile.
 _UNITS = 16
 _LEAST_CHUNKS = 16
-#: Bytes of shared memory that a block may have, by compute capability; of those that are not named, the least.
-_MOST_SHARED = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448, 110: 232448, EMULATED: 232448}
-_LEAST_SHARED = 101376
 _SPLIT_THREADS, _DROP_WARPS, _INDEX_THREADS = 256, 4, 256
 
 
@@ -56,7 +53,7 @@ def route_kernel(dtype: str, head_dim: int, routes: int, config: CupyConfig, cap
     Raises:
         UnsupportedError: the least tiles do not fit either; see `most_slots`.
     """
-    block, slots, room = head_block(head_dim), _list_slots(routes), _MOST_SHARED.get(capability, _LEAST_SHARED)
+    block, slots, room = head_block(head_dim), _list_slots(routes), most_shared(capability)
     warps, chunks = config.route_warps, config.route_chunks
     while _route_bytes(dtype, block, warps, chunks, slots) > room:
         if chunks > _LEAST_CHUNKS:
@@ -82,7 +79,7 @@ def route_tile(route: Kernel) -> tuple[int, int]:
 
 def most_slots(dtype: str, head_dim: int, capability: int) -> int:
     """Return the most slots of `selected` for units' queries of a dtype and head_dim: what the least tiles leave."""
-    room, slots = _MOST_SHARED.get(capability, _LEAST_SHARED), MOST_SLOTS
+    room, slots = most_shared(capability), MOST_SLOTS
     while _route_bytes(dtype, head_block(head_dim), 1, _LEAST_CHUNKS, slots) > room:
         slots //= 2
     return slots

@@ -20,7 +20,7 @@ from sparsemoc.backends.protocol import Array
 from sparsemoc.spec.philox import poisson_table
 from sparsemoc.spec.plan import Plan
 
-_FIND_ENDS = kernel("candidates", "find_ends")
+FIND_ENDS = kernel("candidates", "find_ends")
 
 
 def upload(tables: Any, machine: Machine) -> Any:
@@ -146,7 +146,7 @@ def ends_of(tables: DeviceTables, key_lengths: Array | None) -> Ends:
     keys = {name: getattr(tables.keys, name) for name in ("chunk_lo", "chunk_hi", "chunk_segment")}
     own = {name: getattr(tables.keys, name) for name in ("segment_entry", "segment_lo", "segment_tokens")}
     machine.launch(
-        _FIND_ENDS, (-(-max(segments, chunks) // _FIND_ENDS.threads), 1, rows),
+        FIND_ENDS, (-(-max(segments, chunks) // FIND_ENDS.threads), 1, rows),
         key_lengths=machine.contiguous(key_lengths), **own, **keys, ends=ends, stops=stops,
         lengths=key_lengths.shape[0] * key_lengths.shape[1] // rows, segments=segments, chunks=chunks,
     )  # fmt: skip
