@@ -9,6 +9,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -62,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "dtype(name): what the test computes in, where no parameter says so")
     absent = available_backends()
     named = config.getoption("--backends")
     if named is None:
@@ -85,6 +87,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "backend", [name for name in names if "numpy" in get_backend(name).capabilities.frameworks]
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is computed in a dtype that the backend of the test does not take."""
+    for item in items:
+        given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+        name = given.get("backend") or given.get("any_backend")
+        asked = [mark.args[0] for mark in item.iter_markers("dtype")] or [given.get("dtype")]
+        wide = asked in (["float64"], [np.float64])
+        if name is not None and wide and "float64" not in get_backend(name).capabilities.dtypes:
+            item.add_marker(pytest.mark.skip(reason=f"{name} takes no float64"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,6 +19,7 @@ def _problem(spec: moc.RoutingSpec = SPEC, **changes: object) -> Problem:
     return Problem(spec, (STREAM,), **{**sizes, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.dtype("float64")
 @pytest.mark.parametrize("which", ["q", "k", "v"])
 def test_finite_differences(backend: str, which: str) -> None:
     """The loss of the oracle under the backend's own selection falls along the backend's gradient as it says."""

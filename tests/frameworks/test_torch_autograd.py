@@ -85,6 +85,7 @@ def test_one_tensor_for_all_three(backend: str, small: Small) -> None:
     torch.testing.assert_close(x.grad, dq + dk + dv)
 
 
+@pytest.mark.dtype("float64")
 def test_gradcheck(backend: str) -> None:
     stream = moc.Stream((moc.Segment("text", 2), moc.Segment("video", 7)))
     spec = moc.RoutingSpec(stream=stream, chunks=moc.Chunks(size=2), top_k=1, anchors=("text", "chunk"))

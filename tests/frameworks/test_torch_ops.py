@@ -100,6 +100,7 @@ def test_autocast(backend: str, small: Small, dtype: str) -> None:
     assert all(torch.equal(leaf.grad, grad.float()) for leaf, grad in zip(leaves, grads, strict=True))
 
 
+@pytest.mark.dtype("float64")
 def test_autocast_leaves_float64_as_it_is(backend: str, small: Small) -> None:
     arrays = small.qkv("float64")
     with torch.autocast("cpu", torch.bfloat16):

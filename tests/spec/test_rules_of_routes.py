@@ -31,6 +31,8 @@ TOKENS = range(19)
 CHUNKS = range(6)
 BATCH, HEADS, KV_HEADS, DIM = 2, 4, 2, 3
 
+pytestmark = pytest.mark.dtype("float64")
+
 Floats = NDArray[np.float64]
 
 
