@@ -11,6 +11,7 @@
 
 #include "emulation_fibers.hpp"
 
+#include <fenv.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -107,6 +108,16 @@ void prepare(int threads, int shared_bytes) {
     set_guards();
 }
 
+// A GPU rounds to nearest and keeps subnormal numbers, whatever the calling thread has set for its own arithmetic.
+struct FloatingPoint {
+    fenv_t callers;
+    FloatingPoint() {
+        fegetenv(&callers);
+        fesetenv(FE_DFL_ENV);
+    }
+    ~FloatingPoint() { fesetenv(&callers); }
+};
+
 const char* run_grid(const int (&grid)[3], int threads, int shared_bytes, void (*call)(const void*), const void* body) {
     // Read by the caller after the next call may have begun.
     static thread_local char failure[sizeof machine.failure];
@@ -115,6 +126,7 @@ const char* run_grid(const int (&grid)[3], int threads, int shared_bytes, void (
         return failure;
     }
     std::lock_guard<std::mutex> lock(machine.alone);
+    const FloatingPoint usual;
     machine.call = call;
     machine.body = body;
     prepare(threads, shared_bytes);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.backends.cupy.emulated import THREADS, Array, library, random
 
@@ -75,3 +76,16 @@ def test_functions_of_numbers() -> None:
     np.testing.assert_array_equal(integers[1], [int(bits).bit_count() for bits in left])
     np.testing.assert_array_equal(integers[2].view(np.int32), np.maximum(left.view(np.int32), right.view(np.int32)))
     np.testing.assert_array_equal(integers[3].view(np.int32), np.minimum(left.view(np.int32), right.view(np.int32)))
+
+
+def test_the_callers_arithmetic_is_left_alone() -> None:
+    """Threads that flush subnormal numbers to zero, as torch and JAX let them, compute as all others do."""
+    torch = pytest.importorskip("torch", reason="it sets how a thread rounds")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes nothing")
+    try:
+        test_every_16_bit_number_comes_back()
+        tiny = torch.tensor([1e-39])
+        assert (tiny * 0.5 == 0).all(), "the thread flushes still"
+    finally:
+        torch.set_flush_denormal(False)
