@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sparsemoc.backends.cupy.grad_tiles import grad_tiles
 from sparsemoc.backends.cupy.shared import tile_bytes
 from sparsemoc.backends.gpus import GPUS, gpu_of
 
@@ -134,6 +135,7 @@ def default_config(head_dim: int, dtype: str, capability: int, most_chunk: int |
     return CupyConfig(
         anchor_rows=anchors.rows, anchor_keys=anchors.keys, anchor_warps=anchors.warps, anchor_blocks=anchors.blocks,
         routed_rows=routed.rows, routed_keys=routed.keys, routed_warps=routed.warps, routed_blocks=routed.blocks,
+        **grad_tiles(dtype, block, much=room >= _MUCH),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ DEVICE int block_y() { return emulation::machine.block[1]; }
 DEVICE int block_z() { return emulation::machine.block[2]; }
 DEVICE int grid_x() { return emulation::machine.grid[0]; }
 DEVICE int grid_y() { return emulation::machine.grid[1]; }
+DEVICE int opaque(int x) { return x; }
 
 // ---- meeting the other threads of a block or a warp -----------------------------------------------------------------
 namespace emulation {

@@ -28,7 +28,7 @@ struct NativeProduct {
     template <class Rows>
     DEVICE static void load_a(A& a, const Rows& tile, int row, int column) {
         const int lane = lane_index();
-        load_matrices(a.r, tile.at(row + lane % 16, column + lane / 16 * 8));
+        load_matrices(a.r, tile.at(row, column, lane % 16, lane / 16 * 8));
     }
 
     // b(k, n) = tile[n][k] for the columns n ... n + 7 (first) and n + 8 ... n + 15 (second), depth k ... k + 15.
@@ -36,7 +36,7 @@ struct NativeProduct {
     DEVICE static void load_b(B& first, B& second, const Rows& tile, int n, int k) {
         const int lane = lane_index();
         u32 r[4];
-        load_matrices(r, tile.at(n + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
+        load_matrices(r, tile.at(n, k, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
         first = B{{r[0], r[1]}};
         second = B{{r[2], r[3]}};
     }
@@ -46,7 +46,7 @@ struct NativeProduct {
     DEVICE static void load_b_transposed(B& first, B& second, const Rows& tile, int k, int n) {
         const int lane = lane_index();
         u32 r[4];
-        load_matrices_transposed(r, tile.at(k + lane % 16, n + lane / 16 * 8));
+        load_matrices_transposed(r, tile.at(k, n, lane % 16, lane / 16 * 8));
         first = B{{r[0], r[1]}};
         second = B{{r[2], r[3]}};
     }
@@ -108,7 +108,7 @@ struct SplitProduct {
         const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const auto* from = tile.at(row + g + i % 2 * 8, column + 2 * t + i / 2 * 8);
+            const auto* from = tile.at(row + i % 2 * 8, column + i / 2 * 8, g, 2 * t);
             put(a.r, i, value_of(from[0]), value_of(from[1]));
         }
     }
@@ -118,9 +118,9 @@ struct SplitProduct {
         const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const auto* from = tile.at(n + g, k + 2 * t + i * 8);
+            const auto* from = tile.at(n, k + i * 8, g, 2 * t);
             put(first.r, i, value_of(from[0]), value_of(from[1]));
-            from = tile.at(n + 8 + g, k + 2 * t + i * 8);
+            from = tile.at(n + 8, k + i * 8, g, 2 * t);
             put(second.r, i, value_of(from[0]), value_of(from[1]));
         }
     }
@@ -130,8 +130,8 @@ struct SplitProduct {
         const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const auto* one = tile.at(k + 2 * t + i * 8, n + g);
-            const auto* next = tile.at(k + 2 * t + i * 8 + 1, n + g);
+            const auto* one = tile.at(k + i * 8, n, 2 * t, g);
+            const auto* next = tile.at(k + i * 8 + 1, n, 2 * t, g);
             put(first.r, i, value_of(one[0]), value_of(next[0]));
             put(second.r, i, value_of(one[8]), value_of(next[8]));
         }

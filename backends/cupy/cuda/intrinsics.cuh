@@ -25,6 +25,12 @@ DEVICE int block_y() { return int(blockIdx.y); }
 DEVICE int block_z() { return int(blockIdx.z); }
 DEVICE int grid_x() { return int(gridDim.x); }
 DEVICE int grid_y() { return int(gridDim.y); }
+// The same number, of which the compiler knows no more: what follows from it is computed where it is needed, and no
+// register keeps it meanwhile.
+DEVICE int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 
 // ---- meeting the other threads of a block or a warp --------------------------------------------------------------------
 DEVICE void sync_block() { __syncthreads(); }

@@ -12,6 +12,11 @@ struct Tile {
     T* data;
 
     DEVICE T* at(int row, int column) const { return data + row * STRIDE + column; }
+    // The same place, reached from the lane's own: what is known early is then an offset in the instruction, for which no
+    // register holds an address.
+    DEVICE T* at(int row, int column, int lane_row, int lane_column) const {
+        return at(lane_row, lane_column) + (row * STRIDE + column);
+    }
 };
 
 // An array (..., tokens, ..., width) at one batch row and head: rows of global memory.
