@@ -7,6 +7,7 @@
 //
 // Constants: ELEMENT, HEAD_BLOCK, VALUE_BLOCK, BLOCK_KEYS, WARP_ROW_TILES, PIECES_OF_FLOAT; see softmax.cuh.
 #include "coverage.cuh"
+#include "entries.cuh"
 #include "faults.cuh"
 #include "partials.cuh"
 
@@ -14,26 +15,6 @@ using S =
     Shape<ELEMENT, THREADS / 32, WARP_ROW_TILES, BLOCK_KEYS, HEAD_BLOCK, VALUE_BLOCK, PIECES_OF_FLOAT>;
 static_assert(S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES + NOTES == SHARED_BYTES,
               "the host allots what the tiles take");
-
-// Numbers to an item and to an entry, and the flags of an entry: every row of the tile sees every key of it; only keys
-// within reach of the token window count.
-constexpr int ITEM = 6, ENTRY = 6;
-constexpr int FULL = 1, BANDED = 2;
-
-// What decides which pairs of an item count.
-struct Sight {
-    const int* entries;
-    Anchors anchors;
-    bool causal;
-
-    // Of keys in the range of an entry.
-    DEVICE bool in_range(int number, int row, int key) const {
-        const int* entry = entries + number * ENTRY;
-        const int distance = key - row - anchors.q_start;
-        return row >= entry[2] && row < entry[3] && !(causal && distance > 0) &&
-               !((entry[5] & BANDED) && (distance > anchors.reach || -distance > anchors.reach));
-    }
-};
 
 // The tiles of keys of an item, one after another: of its entries, then of the chunks that its rows chose. Kept in shared
 // memory, by the first warp, so that no register holds it while tiles are multiplied.
@@ -107,7 +88,8 @@ KERNEL(attend_anchors)(const ELEMENT* q, const ELEMENT* k, const ELEMENT* v, con
     load_own_rows<S::OWN_ROWS>(queries, own, query_rows, [&](int r) { return is_query(r) ? row + r : -1; });
     commit_copies();
 
-    const Sight sight{entries, Anchors{run_of_row, anchor_ptr, anchor_lo, anchor_hi, q_start, reach}, causal != 0};
+    const Sight sight{entries, q_start, reach, causal != 0};
+    const Anchors anchors{run_of_row, anchor_ptr, anchor_lo, anchor_hi, q_start, reach};
     Cursor& cursor = *reinterpret_cast<Cursor*>(memory + S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES);
     if (thread_index() == 0) cursor = Cursor{{}, item[2], item[3], 0, item[5] * slots, 0, 0, EVERY, 0};
     const auto open = [&](int lo, int hi, int mask, int range) {
@@ -133,7 +115,7 @@ KERNEL(attend_anchors)(const ELEMENT* q, const ELEMENT* k, const ELEMENT* v, con
         if (!known || choice < 0) return open(0, 0, EVERY, -1);
         bool split = false;
         for (int r = lane_index(); splits != 0 && r < count; r += 32)
-            split |= sight.anchors.meet(row + r, chunk_lo[chunk], stops[chunk]);
+            split |= anchors.meet(row + r, chunk_lo[chunk], stops[chunk]);
         open(chunk_lo[chunk], stops[chunk], warp_any(split) ? PAIRS : EVERY, -1);
     };
     const auto next = [&](KeyTile& tile) {
@@ -143,7 +125,7 @@ KERNEL(attend_anchors)(const ELEMENT* q, const ELEMENT* k, const ELEMENT* v, con
     const auto seen = [&](const KeyTile& tile, int m, int h, int key) {
         const int r = own + 16 * m + 8 * h + lane_index() / 4;
         if (r >= count) return false;
-        return tile.range < 0 ? !sight.anchors.hold(row + r, key) : sight.in_range(tile.range, row + r, key);
+        return tile.range < 0 ? !anchors.hold(row + r, key) : sight.in_range(tile.range, row + r, key);
     };
     Softmax<S> state;
     state.start();

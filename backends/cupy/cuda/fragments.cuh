@@ -175,6 +175,24 @@ struct SplitProduct {
     }
 };
 
+// A product whose operands are made of pieces, of COLUMNS columns at a time: the compiler would make more of them ahead
+// than there are registers beside the sums.
+template <class Product, int COLUMNS>
+struct Paced : Product {
+    using typename Product::B;
+
+    template <class Rows>
+    DEVICE static void load_b(B& first, B& second, const Rows& tile, int n, int k) {
+        if (n % COLUMNS == 0) sync_warp();
+        Product::load_b(first, second, tile, n, k);
+    }
+    template <class Rows>
+    DEVICE static void load_b_transposed(B& first, B& second, const Rows& tile, int k, int n) {
+        if (n % COLUMNS == 0) sync_warp();
+        Product::load_b_transposed(first, second, tile, k, n);
+    }
+};
+
 // ---- which product an element type takes ---------------------------------------------------------------------------------
 // PIECES: 3 for products of float32 as float32 has them, 2 for those that 16 bits suffice for ("tf32" holds 11).
 template <class T, int PIECES = 3>

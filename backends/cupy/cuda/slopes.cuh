@@ -41,24 +41,6 @@ struct HalfSlopeProduct : SplitProduct<2, 2> {
     }
 };
 
-// A product whose operands are made of pieces, of COLUMNS columns at a time: the compiler would make more of them ahead
-// than there are registers beside the sums.
-template <class Product, int COLUMNS>
-struct Paced : Product {
-    using typename Product::B;
-
-    template <class Rows>
-    DEVICE static void load_b(B& first, B& second, const Rows& tile, int n, int k) {
-        if (n % COLUMNS == 0) sync_warp();
-        Product::load_b(first, second, tile, n, k);
-    }
-    template <class Rows>
-    DEVICE static void load_b_transposed(B& first, B& second, const Rows& tile, int k, int n) {
-        if (n % COLUMNS == 0) sync_warp();
-        Product::load_b_transposed(first, second, tile, k, n);
-    }
-};
-
 // The product that logits, P and dP take, and that of dS.
 template <class T, int PIECES>
 struct GradProducts {
@@ -69,11 +51,6 @@ template <int PIECES>
 struct GradProducts<half_t, PIECES> {
     using Pair = HalfProduct;
     using Slope = Paced<HalfSlopeProduct, 16>;
-};
-template <int PIECES>
-struct GradProducts<float, PIECES> {
-    using Pair = Paced<typename ProductFor<float, PIECES>::Type, 16>;
-    using Slope = Pair;
 };
 
 // ---- weights and slopes ---------------------------------------------------------------------------------------------

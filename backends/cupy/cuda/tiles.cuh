@@ -57,11 +57,11 @@ DEVICE void load_rows_by(const Tile<T, ROWS, COLUMNS>& tile, int first, int thre
 // All rows of a tile, by all threads of the block.
 template <class T, int ROWS, int COLUMNS, class RowOf>
 DEVICE void load_rows(const Tile<T, ROWS, COLUMNS>& tile, const Rows<T>& from, RowOf row_of) {
-    load_rows_by<ROWS, THREADS>(tile, 0, thread_index(), from, row_of);
+    load_rows_by<ROWS, THREADS>(tile, 0, opaque(thread_index()), from, row_of);
 }
 
 // COUNT rows from row `first` on, by one warp, which alone reads them. All its lanes call it.
 template <int COUNT, class T, int ROWS, int COLUMNS, class RowOf>
 DEVICE void load_own_rows(const Tile<T, ROWS, COLUMNS>& tile, int first, const Rows<T>& from, RowOf row_of) {
-    load_rows_by<COUNT, 32>(tile, first, lane_index(), from, row_of);
+    load_rows_by<COUNT, 32>(tile, first, opaque(lane_index()), from, row_of);
 }
