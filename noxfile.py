@@ -1,4 +1,4 @@
-"""Sessions: `nox` runs lint, types, tests, kernels and build; `nox -s <name> -- <arguments>` runs one."""
+"""Sessions: `nox` runs lint, types, tests, kernels, nvrtc and build; `nox -s <name> -- <arguments>` runs one."""
 
 import tempfile
 import zipfile
@@ -8,7 +8,7 @@ import nox
 from nox.project import dependency_groups, load_toml, python_versions
 
 nox.needs_version = ">=2025.5.1"
-nox.options.sessions = ["lint", "types", "tests", "kernels", "build"]
+nox.options.sessions = ["lint", "types", "tests", "kernels", "nvrtc", "build"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = load_toml(ROOT / "pyproject.toml")
@@ -79,6 +79,13 @@ def kernels(session: nox.Session) -> None:
     for version, few in ((OLDEST_TRITON, ["--few"]), (NEWEST_TRITON, [])):
         session.install(f"triton=={version}")
         session.run("python", "-m", "bench.kernels", *few, *session.posargs)
+
+
+@nox.session
+def nvrtc(session: nox.Session) -> None:
+    """Compile the CUDA kernels for every architecture, without a GPU; arguments go to `python -m bench.nvrtc`."""
+    session.install("-e", ".", *dependency_groups(PYPROJECT, "test-cupy"))
+    session.run("python", "-m", "bench.nvrtc", *session.posargs)
 
 
 @nox.session(python=JAX_PYTHON, default=False)
