@@ -242,5 +242,5 @@ def _backward(job: _Job, work: Workload) -> Iterator[Launch]:
     routed = _row_tiles(work, tile.own) if work.routed else 0.0, float(ceil(work.chunk / tile.passing))
     for name, (tiles, length) in (("anchor_query_grads", _anchored(work, tile)), ("routed_query_grads", routed)):
         if tiles and length:
-            moved = 8 * job.heads * tiles * tile.own * job.depth
-            yield job.pairs(query_grads_kernel(name, *job.about), tile, tiles * job.heads, length, moved=moved)
+            sums = 8 * job.heads * tiles * tile.own * job.depth
+            yield job.pairs(query_grads_kernel(name, *job.about), tile, tiles * job.heads, length, moved=sums)

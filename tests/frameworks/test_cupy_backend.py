@@ -11,11 +11,10 @@ import pytest
 
 import sparsemoc as moc
 from sparsemoc.backends import Backend
+from sparsemoc.backends.cupy import backend as backends
 from tests.backends.cupy.fake_arrays import READS
 from tests.backends.cupy.fake_cupy import installed
 from tests.frameworks.cupy_problem import DEVICE, DROPOUT, LENGTHS, SPEC, numpy_arrays, put, same
-
-backends = pytest.importorskip("sparsemoc.backends.cupy.backend", reason="it is not complete", exc_type=ImportError)
 
 
 def taking(framework: str, device: str) -> Backend:

@@ -74,8 +74,8 @@ def run(
     return (out[0], lse[0]) if problem.packed else (out, lse)
 
 
-def check(problem: Problem, config: TritonConfig = SMALL) -> None:
-    cases.check(partial(run, config=config), problem)
+def check(problem: Problem, config: TritonConfig = SMALL, options: protocol.Options | None = None) -> None:
+    cases.check(partial(run, config=config, options=options), problem)
 
 
 @hypothesis.settings(max_examples=10)

@@ -18,6 +18,7 @@ from sparsemoc.spec.errors import UnsupportedError
 from sparsemoc.spec.routing import RoutingSpec
 from sparsemoc.spec.stream import Stream
 from sparsemoc.testing.problems import Problem
+from tests.backends import attention_cases as cases
 from tests.backends.triton import test_forward as forward
 
 STREAM = Stream.multishot(shots=2, frames=4, height=2, width=4, caption=3, prompt=5)
@@ -54,7 +55,7 @@ def test_sdpa_leaves_what_causality_cuts_to_our_kernel(monkeypatch: pytest.Monke
 
 
 def test_auto_and_own_are_our_kernel() -> None:
-    call = forward.call_of(problem())
+    call = cases.call_of(problem(), "torch")
     for name in ("auto", "own"):
         named = replace(call, options=Options(anchors=name))
         tables = geometry(call.plan, False)
@@ -74,7 +75,7 @@ def test_auto_and_own_are_our_kernel() -> None:
     ],
 )
 def test_refusals_say_why(changes: dict[str, Any], padded: bool, word: str) -> None:
-    call = replace(forward.call_of(problem(), Options(anchors="sdpa")), **changes)
+    call = replace(cases.call_of(problem(), "torch", Options(anchors="sdpa")), **changes)
     tables = geometry(call.plan, padded)
     assert word in str(providers.refuses(call, tables, padded))
     with pytest.raises(UnsupportedError, match=word):
@@ -126,7 +127,7 @@ def test_a_dense_kernel_refuses_what_it_cannot(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(providers.FlashAttention, "_package", lambda self: None)
-    call = replace(forward.call_of(problem()), **{"device": "cuda", "dtype": "float16", **changes})
+    call = replace(cases.call_of(problem(), "torch"), **{"device": "cuda", "dtype": "float16", **changes})
     found = providers.PROVIDERS[engine].refuses(call)
     assert found is not None
     assert reason in found
@@ -134,5 +135,5 @@ def test_a_dense_kernel_refuses_what_it_cannot(
 
 def test_what_cudnn_can_do_it_does_not_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    call = replace(forward.call_of(problem()), device="cuda", dtype="bfloat16", kv_heads=2)
+    call = replace(cases.call_of(problem(), "torch"), device="cuda", dtype="bfloat16", kv_heads=2)
     assert providers.PROVIDERS["cudnn"].refuses(call) is None
