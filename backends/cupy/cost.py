@@ -227,8 +227,7 @@ def _backward(job: _Job, work: Workload) -> Iterator[Launch]:
     config, parts = job.config, dim_parts(job.problem.head_dim, job.problem.v_head_dim)
     if work.routed:
         yield from _index(job, work)
-    sums = (job.depth + job.v_depth) // parts
-    tile = _Tile(config.grad_keys, config.grad_rows, 2, 2, sums)
+    tile = _Tile(config.grad_keys, config.grad_rows, 2, 2, (job.depth + job.v_depth) // parts)
     chosen = work.choosing * work.queries
     steps = work.anchored / work.keys / tile.passing + 0.5 * work.overlap
     steps = job.problem.group * (steps + (chosen / tile.passing + min(0.5, chosen) if work.routed else 0))

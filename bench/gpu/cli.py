@@ -23,6 +23,8 @@ from bench.gpu.sections import MOST_WORKERS, NAMES, Section, batches, tasks
 LOOK_SECONDS = 120.0
 #: Seconds that --quick gives to a section.
 QUICK_SECONDS = 600.0
+#: What can be measured.
+BACKENDS = ("triton", "cupy")
 #: Columns where no terminal says how many there are.
 WIDTH = 130
 
@@ -30,7 +32,7 @@ WIDTH = 130
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description="Check and measure the Triton backend on one GPU."
+        prog="python -m bench.gpu", description="Check and measure a GPU backend on one GPU."
     )
     made.add_argument("--out", type=Path, metavar="DIR", help="write JSON lines there, a file for each run "
                       "(default: nowhere)")  # fmt: skip
@@ -38,8 +40,10 @@ def parser() -> argparse.ArgumentParser:
                       help="seconds for everything; what no longer fits is skipped (default: %(default)g)")  # fmt: skip
     made.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME",
                       help=f"sections, of {', '.join(NAMES)} (default: all)")  # fmt: skip
+    made.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0],
+                      help="what is measured (default: %(default)s); cupy beside triton")  # fmt: skip
     made.add_argument("--quick", action="store_true", help="tiny sizes, nothing judged: tries the machinery; on a CPU "
-                      "with TRITON_INTERPRET=1")  # fmt: skip
+                      "with TRITON_INTERPRET=1 or SPARSEMOC_CUPY_EMULATE=1")  # fmt: skip
     made.add_argument("--no-prepare", action="store_true", help="do not compile ahead in several processes")
     return made
 
@@ -50,11 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     started = time.monotonic()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    found, reason = _looked(asked.quick)
+    found, reason = _looked(asked.quick, asked.backend)
     if reason is not None:
         console.print(f"bench.gpu: {reason}", style="red", markup=False)
         return 2
-    setup = Setup("cuda" if found["cuda"] else "cpu", asked.quick, judges(found["device"]) and not asked.quick)
+    judged = judges(found["device"]) and not asked.quick
+    setup = Setup("cuda" if found["cuda"] else "cpu", asked.quick, judged, asked.backend)
     about = facts.of_run(found, arguments, asked.quick)
     out = None if asked.out is None else asked.out / facts.file_name(about)
     console.print(table.about(about), markup=False)
@@ -67,17 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(table.line(one), style=table.style(one), markup=False, highlight=False, soft_wrap=True)
         if out is not None:
             _append(out, one | about)
-    missing = table.missing(rows, asked.only) if setup.judged else []
+    missing = table.missing(rows, asked.only, setup) if setup.judged else []
     table.summary(console, rows, missing, time.monotonic() - started)
     console.print(f"written to {out}" if out is not None else "not written: no --out", style="dim", markup=False)
     return 1 if missing or table.failures(rows) else 0
 
 
-def _looked(quick: bool) -> tuple[Row, str | None]:
+def _looked(quick: bool, backend: str) -> tuple[Row, str | None]:
     """Return the facts, and why nothing can run here, or None."""
     if importlib.util.find_spec("torch") is None:
         return {}, "torch is not installed"
-    task = Task("facts", "bench.gpu.facts:look", Setup("cpu", quick, False))
+    task = Task("facts", "bench.gpu.facts:look", Setup("cpu", quick, False, backend))
     received = list(processes.run([task], 1, LOOK_SECONDS))
     told = [one for one in received if one["name"] == facts.NAME]
     if not told:
@@ -86,10 +91,10 @@ def _looked(quick: bool) -> tuple[Row, str | None]:
     if not found["cuda"] and not quick:
         return found, (
             "torch finds no CUDA device: there is nothing to measure. --quick tries the machinery on a CPU, with "
-            "TRITON_INTERPRET=1 set"
+            "TRITON_INTERPRET=1 or SPARSEMOC_CUPY_EMULATE=1 set"
         )
     if found["backend_absent"] is not None:
-        return found, f"the backend triton is absent: {found['backend_absent']}"
+        return found, f"the backend {backend} is absent: {found['backend_absent']}"
     return found, None
 
 

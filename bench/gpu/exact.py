@@ -10,7 +10,7 @@ from typing import Any
 import sparsemoc as moc
 from bench.gpu import settings
 from bench.gpu.report import Report
-from bench.gpu.settings import BACKEND, Arrays, Setting
+from bench.gpu.settings import Arrays, Setting
 
 #: Most examples of a property, and with --quick.
 EXAMPLES, QUICK_EXAMPLES = 200, 1
@@ -52,7 +52,7 @@ def conformance(report: Report, names: Sequence[str], seconds: float) -> None:
         met, reason = True, None
         try:
             limited_property.run(
-                BACKEND, examples=examples, shrink=False, framework="torch", device=report.setup.device
+                report.setup.backend, examples=examples, shrink=False, framework="torch", device=report.setup.device
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001  whatever it is, the property does not hold
             met, reason = False, " ".join([str(error).strip(), *getattr(error, "__notes__", ())])
@@ -61,7 +61,7 @@ def conformance(report: Report, names: Sequence[str], seconds: float) -> None:
 
 def determinism(report: Report) -> None:
     """Compare bit by bit: the same call again, batch rows in another order, and each batch row alone."""
-    for setting in settings.small(report.setup.quick):
+    for setting in settings.small(report.setup):
         x = settings.arrays(setting, report.setup, batch=3)
         first = _everything(setting, x)
         for repeat in range(1, REPEATS):
@@ -77,9 +77,9 @@ def determinism(report: Report) -> None:
 def _everything(setting: Setting, x: Arrays) -> dict[str, Any]:
     """Return all results of deterministic calls, by name."""
     out, lse, layout = moc.attention(
-        *x.qkv, setting.spec, deterministic=True, backend=BACKEND, return_lse=True, return_layout=True
+        *x.qkv, setting.spec, deterministic=True, backend=setting.backend, return_lse=True, return_layout=True
     )
-    dq, dk, dv = moc.attention_grads(*x.qkv, setting.spec, x.d_out, deterministic=True, backend=BACKEND)
+    dq, dk, dv = moc.attention_grads(*x.qkv, setting.spec, x.d_out, deterministic=True, backend=setting.backend)
     return {"selected": layout.selected, "out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
 
 

@@ -30,11 +30,12 @@ def look(report: Report) -> None:
         "versions": {
             **machine.versions(),
             "triton": _version("triton"),
+            "cupy": _version("cupy"),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version() if cuda else None,
         },
         "cuda": cuda,
-        "backend_absent": available_backends()["triton"],
+        "backend_absent": available_backends()[report.setup.backend],
     }
     report.check("facts", NAME, True, **found)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sparsemoc as moc
 from bench.gpu import counts, peers, settings, truth
 from bench.gpu.clock import Call, interleaved, replayed, usable, wait
 from bench.gpu.report import Report
-from bench.gpu.settings import BACKEND, Arrays, Setting
+from bench.gpu.settings import Arrays, Setting
 from bench.peers.peer import first_line
 from bench.timing import Times
 from sparsemoc.backends import get_backend
@@ -19,31 +19,33 @@ from sparsemoc.backends import get_backend
 ROUNDS, FEW_ROUNDS = 7, 2
 #: The prefix of our own calls, before the name of the anchor engine.
 OURS = "ours, "
+#: The backends that are timed beside another of ours, and what its calls are called.
+RIVALS, TRITON = {"cupy": "triton"}, "+ Triton"
 
 
-def engines() -> tuple[str, ...]:
+def engines(setting: Setting) -> tuple[str, ...]:
     """Return the anchor engines of the backend: "own", and the providers."""
-    return get_backend(BACKEND).capabilities.anchor_engines
+    return get_backend(setting.backend).capabilities.anchor_engines
 
 
 def forward(setting: Setting, x: Arrays, engine: str) -> Call:
     """Return the call of attention, routing included."""
     options = moc.Options(anchors=engine)
-    return lambda: moc.attention(*x.qkv, setting.spec, deterministic=False, backend=BACKEND, options=options)
+    return lambda: moc.attention(*x.qkv, setting.spec, deterministic=False, backend=setting.backend, options=options)
 
 
 def gradients(setting: Setting, x: Arrays, engine: str, deterministic: bool = False) -> Call:
     """Return the call of attention_grads: routing, forward and backward."""
     options = moc.Options(anchors=engine)
     return lambda: moc.attention_grads(
-        *x.qkv, setting.spec, x.d_out, deterministic=deterministic, backend=BACKEND, options=options
+        *x.qkv, setting.spec, x.d_out, deterministic=deterministic, backend=setting.backend, options=options
     )
 
 
 def ours(setting: Setting, x: Arrays, mode: str) -> dict[str, Call]:
     """Return our calls of a mode by engine, with the prefix."""
     make = forward if mode == "forward" else gradients
-    return {f"{OURS}{engine}": make(setting, x, engine) for engine in engines()}
+    return {f"{OURS}{engine}": make(setting, x, engine) for engine in engines(setting)}
 
 
 def checked(report: Report, setting: Setting, x: Arrays, *, backward: bool = True) -> tuple[moc.Layout, dict[str, Any]]:
@@ -53,7 +55,7 @@ def checked(report: Report, setting: Setting, x: Arrays, *, backward: bool = Tru
         WrongError: a result is wrong.
     """
     out, lse, layout = moc.attention(
-        *x.qkv, setting.spec, deterministic=False, backend=BACKEND, return_lse=True, return_layout=True
+        *x.qkv, setting.spec, deterministic=False, backend=setting.backend, return_lse=True, return_layout=True
     )
     results = {"out": out, "lse": lse}
     if backward:
@@ -93,15 +95,39 @@ def providers(report: Report, setting: Setting, x: Arrays, layout: moc.Layout) -
         WrongError: a result is wrong.
     """
     q, k, v = x.qkv
-    for engine in engines()[1:]:  # after "own"
+    for engine in engines(setting)[1:]:  # after "own"
         options = moc.Options(anchors=engine)
         try:
             out, lse = moc.attend(
-                q, k, v, layout, deterministic=False, backend=BACKEND, options=options, return_lse=True
+                q, k, v, layout, deterministic=False, backend=setting.backend, options=options, return_lse=True
             )
         except moc.UnsupportedError:  # its reason is told where it would be timed
             continue
         compare(report, setting, x, layout, {"out": out, "lse": lse}, f"float64 on sampled rows, {engine}")
+
+
+def rival(report: Report, setting: Setting, make: Callable[[Setting], Call]) -> dict[str, Call]:
+    """Return the call of the backend that this one is to be no slower than, on its own kernels, if there is one.
+
+    Args:
+        report: where it is told that it cannot run.
+        setting: of this backend.
+        make: a call of a setting.
+    """
+    if setting.backend not in RIVALS:
+        return {}
+    other = replace(setting, backend=RIVALS[setting.backend])
+
+    def first() -> Any:
+        return make(other)()  # what is made ready for a call may already be refused
+
+    return {TRITON: make(other)} if usable(report, setting.name, {TRITON: first}, peers=True) else {}
+
+
+def rivalry(report: Report, setting: Setting, figure: str, times: Times, own: str, other: str) -> None:
+    """Tell how many times as fast as the other backend's call our own is, where both were timed."""
+    if other in times.seconds and own in times.seconds:
+        report.figure(setting.name, f"{figure}, beside Triton", times.ratio(other, own).median, "x Triton")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +157,11 @@ def beside(
     dense = {name: make(attend, x) for name, attend in peers.dense(setting.causal, report.setup).items()}
     calls = usable(report, setting.name, ours(setting, x, mode))
     calls |= usable(report, setting.name, dense, peers=True) | dict(more or {})
+    own = forward if mode == "forward" else gradients
+    calls |= rival(report, setting, lambda by: own(by, x, "own"))
     found = Beside(interleaved(calls, rounds, report.setup))
     report.times(setting.name, mode, found.times)
+    rivalry(report, setting, mode, found.times, f"{OURS}own", TRITON)
     return found
 
 
@@ -158,10 +187,10 @@ def deterministic(report: Report, setting: Setting, found: Beside) -> None:
 
 def paper(report: Report) -> None:
     """The paper's multi-shot setting: speed, what routing takes, what determinism costs, memory."""
-    setting = settings.setting("paper", report.setup.quick)
+    setting = settings.setting("paper", report.setup)
     x = settings.arrays(setting, report.setup)
     layout, _ = checked(report, setting, x)
-    routing = {"+ routing": lambda: moc.route(x.q, x.k, setting.spec, backend=BACKEND)}
+    routing = {"+ routing": lambda: moc.route(x.q, x.k, setting.spec, backend=setting.backend)}
     found = beside(report, setting, x, "forward", FEW_ROUNDS + 1, routing)
     speedup(report, setting, "forward", found)
     best = found.best(our=True)
@@ -207,7 +236,7 @@ def _memory(report: Report, setting: Setting, x: Arrays, engine: str) -> None:
 
 def wan(report: Report) -> None:
     """The token grid of Wan 14B at 720p: a chunk to a frame, own frame as anchor."""
-    setting = settings.setting("wan", report.setup.quick)
+    setting = settings.setting("wan", report.setup)
     x = settings.arrays(setting, report.setup)
     checked(report, setting, x, backward=False)
     speedup(report, setting, "forward", beside(report, setting, x, "forward", FEW_ROUNDS + 1))
@@ -215,7 +244,7 @@ def wan(report: Report) -> None:
 
 def short(report: Report) -> None:
     """A short stream: routing must not lose to dense attention; also with CUDA graphs, and beside FlexAttention."""
-    setting = settings.setting("short", report.setup.quick)
+    setting = settings.setting("short", report.setup)
     x = settings.arrays(setting, report.setup)
     layout, _ = checked(report, setting, x)
     for mode in ("forward", "forward and backward"):

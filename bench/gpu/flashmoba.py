@@ -18,7 +18,7 @@ MOBA = "+ MoBA composition"
 
 def flashmoba(report: Report) -> None:
     """Routing, forward and backward, and what determinism costs."""
-    setting = settings.setting("flashmoba", report.setup.quick)
+    setting = settings.setting("flashmoba", report.setup)
     x = settings.arrays(setting, report.setup)
     layout, results = checked(report, setting, x)
     agrees = _moba_agrees(report, setting, x, layout, results)

@@ -10,7 +10,7 @@ from bench.gpu import settings
 from bench.gpu.clock import captured, wait
 from bench.gpu.exact import compare
 from bench.gpu.report import Report
-from bench.gpu.settings import BACKEND, Setting
+from bench.gpu.settings import Setting
 from bench.peers.peer import first_line
 
 #: q, k, v, d_out and key_lengths.
@@ -23,7 +23,7 @@ def graphs(report: Report) -> None:
     if not report.setup.cuda:
         report.skip("all", "graphs", "there is no CUDA device: nothing to capture or to wait for")
         return
-    for setting in settings.small(report.setup.quick):
+    for setting in settings.small(report.setup):
         first, second = (_inputs(setting, report, seed) for seed in (1, 2))
         for name, call in _calls(setting).items():
             for what, check in (("replay as eager", _replays), ("no host synchronisation", _never_waits)):
@@ -51,8 +51,8 @@ def _calls(setting: Setting) -> dict[str, Call]:
     def forward(inputs: Inputs, padded: bool) -> dict[str, Any]:
         q, k, v, _, lengths = inputs
         out, lse = moc.attention(
-            q, k, v, setting.spec, key_lengths=lengths if padded else None, deterministic=False, backend=BACKEND,
-            return_lse=True,
+            q, k, v, setting.spec, key_lengths=lengths if padded else None, deterministic=False,
+            backend=setting.backend, return_lse=True,
         )  # fmt: skip
         return {"out": out, "lse": lse}
 
@@ -60,7 +60,7 @@ def _calls(setting: Setting) -> dict[str, Call]:
         q, k, v, d_out, lengths = inputs
         dq, dk, dv = moc.attention_grads(
             q, k, v, setting.spec, d_out, key_lengths=lengths if padded else None, deterministic=deterministic,
-            backend=BACKEND,
+            backend=setting.backend,
         )  # fmt: skip
         # By default dq is summed in no fixed order.
         return {"dq": dq, "dk": dk, "dv": dv} if deterministic else {"dk": dk, "dv": dv}

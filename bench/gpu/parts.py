@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Any
 
 import sparsemoc as moc
 from bench.gpu import counts, peers, settings, truth
 from bench.gpu.clock import Call, interleaved, usable
-from bench.gpu.figures import OURS, ROUNDS, Beside, compare, engines, providers
-from bench.gpu.report import Report
-from bench.gpu.settings import BACKEND, Arrays, Setting
+from bench.gpu.figures import OURS, ROUNDS, TRITON, Beside, compare, engines, providers, rival, rivalry
+from bench.gpu.report import Report, Setup
+from bench.gpu.settings import Arrays, Setting
 from bench.peers.composition import Composition
 
 #: Tokens and chunk sizes of the routed pairs.
@@ -20,26 +21,26 @@ QUICK_TOKENS, QUICK_CHUNKS = (96, 70), (16,)
 MOBA_CHUNKS, MOBA_TOKENS = (512, 128), 65_536
 
 
-def attend(x: Arrays, layout: moc.Layout, engine: str = "own") -> Call:
+def attend(setting: Setting, x: Arrays, layout: moc.Layout, engine: str = "own") -> Call:
     """Return the call of attend: everything but routing."""
     options = moc.Options(anchors=engine)
-    return lambda: moc.attend(*x.qkv, layout, deterministic=False, backend=BACKEND, options=options)
+    return lambda: moc.attend(*x.qkv, layout, deterministic=False, backend=setting.backend, options=options)
 
 
-def backward(x: Arrays, layout: moc.Layout) -> Call:
+def backward(setting: Setting, x: Arrays, layout: moc.Layout) -> Call:
     """Return the call of the backward alone, of a forward that is done here."""
-    return peers.backward(lambda q, k, v: moc.attend(q, k, v, layout, deterministic=False, backend=BACKEND), x)
+    return peers.backward(lambda q, k, v: moc.attend(q, k, v, layout, deterministic=False, backend=setting.backend), x)
 
 
-def routed_settings(quick: bool) -> list[Setting]:
+def routed_settings(setup: Setup) -> list[Setting]:
     """Return the settings of routes alone, the longest chunks first."""
-    chunks, tokens = (QUICK_CHUNKS, QUICK_TOKENS) if quick else (CHUNKS, TOKENS)
-    return [settings.routed(count, chunk, quick) for chunk in chunks for count in tokens]
+    chunks, tokens = (QUICK_CHUNKS, QUICK_TOKENS) if setup.quick else (CHUNKS, TOKENS)
+    return [settings.routed(count, chunk, setup) for chunk in chunks for count in tokens]
 
 
 def routed(report: Report) -> None:
     """Attend and merge a fixed layout of random routes, forward and backward."""
-    for setting in routed_settings(report.setup.quick):
+    for setting in routed_settings(report.setup):
         x = settings.arrays(setting, report.setup)
         layout = counts.random_layout(setting, report.setup)
         _routed(report, setting, x, layout)
@@ -50,7 +51,11 @@ def routed(report: Report) -> None:
 def _routed(report: Report, setting: Setting, x: Arrays, layout: moc.Layout) -> None:
     chunk, kept = setting.spec.chunks.size, counts.pairs(layout)
     _check(report, setting, x, layout, f"chunks of {chunk}: float64 on sampled rows")
-    calls = {"forward": attend(x, layout), "backward": backward(x, layout)}
+    modes = {"forward": attend, "backward": backward}
+    calls = {name: make(setting, x, layout) for name, make in modes.items()}
+    for name, make in modes.items():
+        other = rival(report, setting, partial(make, x=x, layout=layout))
+        calls |= {f"{rival_name} {name}": call for rival_name, call in other.items()}
     if chunk in MOBA_CHUNKS and setting.tokens == MOBA_TOKENS:
         calls |= _moba(report, setting, x, layout)
     times = interleaved(calls, ROUNDS, report.setup)
@@ -58,6 +63,7 @@ def _routed(report: Report, setting: Setting, x: Arrays, layout: moc.Layout) -> 
     for name, products in (("forward", counts.FORWARD), ("backward", counts.BACKWARD)):
         rate = counts.flops(kept, setting.head_dim, products) / times.summary(name).median / 1e12
         report.figure(setting.name, f"{name}, chunks of {chunk}", rate, "TFLOP/s", pairs=kept)
+        rivalry(report, setting, f"{name}, chunks of {chunk}", times, name, f"{TRITON} {name}")
     if "MoBA composition" in calls:
         ratio = times.ratio("MoBA composition", "forward").median
         report.figure(setting.name, f"forward, chunks of {chunk}, beside MoBA", ratio, "x MoBA composition")
@@ -83,16 +89,16 @@ def _check(report: Report, setting: Setting, x: Arrays, layout: moc.Layout, name
     import torch
 
     q, k, v = leaves = [array.detach().requires_grad_() for array in x.qkv]
-    out, lse = moc.attend(q, k, v, layout, deterministic=False, backend=BACKEND, return_lse=True)
+    out, lse = moc.attend(q, k, v, layout, deterministic=False, backend=setting.backend, return_lse=True)
     grads = zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, x.d_out), strict=True)
     compare(report, setting, x, layout, {"out": out.detach(), "lse": lse.detach(), **dict(grads)}, name)
 
 
 def anchors(report: Report) -> None:
     """Attend shots of equal length to themselves, beside dense kernels with the shots as a batch."""
-    setting = settings.shots(report.setup.quick)
+    setting = settings.shots(report.setup)
     x = settings.arrays(setting, report.setup)
-    layout = moc.route(x.q, x.k, setting.spec, backend=BACKEND)
+    layout = moc.route(x.q, x.k, setting.spec, backend=setting.backend)
     _check(report, setting, x, layout, "float64 on sampled rows")
     providers(report, setting, x, layout)
     count = len(setting.stream.segments)
@@ -100,16 +106,23 @@ def anchors(report: Report) -> None:
     dense = peers.dense(False, report.setup)
     sides = {
         "forward": (
-            {f"{OURS}{engine}": attend(x, layout, engine) for engine in engines()},
+            {f"{OURS}{engine}": attend(setting, x, layout, engine) for engine in engines(setting)},
             {name: peers.forward(kernel, batch) for name, kernel in dense.items()},
             counts.FORWARD,
         ),
-        "backward": ({f"{OURS}own": backward(x, layout)}, _backwards(report, setting, dense, batch), counts.BACKWARD),
+        "backward": (
+            {f"{OURS}own": backward(setting, x, layout)},
+            _backwards(report, setting, dense, batch),
+            counts.BACKWARD,
+        ),
     }
     for mode, (own, others, products) in sides.items():
         calls = usable(report, setting.name, own) | usable(report, setting.name, others, peers=True)
+        make = attend if mode == "forward" else backward
+        calls |= rival(report, setting, partial(make, x=x, layout=layout))
         found = Beside(interleaved(calls, ROUNDS, report.setup))
         report.times(setting.name, mode, found.times)
+        rivalry(report, setting, mode, found.times, f"{OURS}own", TRITON)
         _shares(report, setting, mode, found, counts.flops(counts.pairs(layout), setting.head_dim, products))
 
 

@@ -8,7 +8,6 @@ import sparsemoc as moc
 from bench.gpu import counts, figures, parts, settings
 from bench.gpu.clock import Call, usable
 from bench.gpu.report import Report
-from bench.gpu.settings import BACKEND
 
 #: Settings by the sections that measure them; a number is that of the tokens of routes alone.
 NEEDED = {
@@ -25,14 +24,14 @@ def names(sections: Sequence[str], quick: bool) -> list[str]:
 
 
 def prepare(report: Report, name: str) -> None:
-    """Call what the sections will call; compiled kernels stay in Triton's cache on disk. What fails is told there."""
+    """Call what the sections will call; compiled kernels stay on disk, in caches. What fails is told there."""
     usable(report, name, dict(_calls(report, name)), peers=True)
 
 
 def _calls(report: Report, name: str) -> Iterator[tuple[str, Call]]:
     setup = report.setup
     if name in settings.NAMES:
-        setting = settings.setting(name, setup.quick)
+        setting = settings.setting(name, setup)
         x = settings.arrays(setting, setup)
         yield from figures.ours(setting, x, "forward").items()
         if name != "wan":
@@ -40,13 +39,13 @@ def _calls(report: Report, name: str) -> Iterator[tuple[str, Call]]:
             yield "deterministic", figures.gradients(setting, x, "own", deterministic=True)
         return
     if name == "shots":
-        setting = settings.shots(setup.quick)
+        setting = settings.shots(setup)
         x = settings.arrays(setting, setup)
-        layout = moc.route(x.q, x.k, setting.spec, backend=BACKEND)
+        layout = moc.route(x.q, x.k, setting.spec, backend=setting.backend)
     else:
-        # Chunks of another length have the same kernels: none is compiled for it.
-        setting = next(one for one in parts.routed_settings(setup.quick) if one.tokens == int(name))
+        # Chunks of another length have the same kernels; where short ones stay there is one more, for its section.
+        setting = next(one for one in parts.routed_settings(setup) if one.tokens == int(name))
         x = settings.arrays(setting, setup)
         layout = counts.random_layout(setting, setup)
-    yield "forward", parts.attend(x, layout)
-    yield "backward", parts.backward(x, layout)
+    yield "forward", parts.attend(setting, x, layout)
+    yield "backward", parts.backward(setting, x, layout)

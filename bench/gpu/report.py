@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.gpu.requirements import requirement
+from bench.gpu.requirements import required
 from bench.timing import Times
 
 Row = dict[str, Any]
@@ -23,11 +23,13 @@ class Setup:
         device: "cuda" or "cpu".
         quick: tiny sizes: the machinery is tried, figures mean nothing.
         judged: whether requirements apply to the device.
+        backend: whose calls are measured.
     """
 
     device: str
     quick: bool
     judged: bool
+    backend: str = "triton"
 
     @property
     def cuda(self) -> bool:
@@ -61,12 +63,14 @@ class Report:
 
     def figure(self, case: str, name: str, value: float, unit: str, **detail: Any) -> None:
         """Tell a figure, judged where something is required of it and the device is one that the table speaks of."""
-        asked = requirement(self._section, name)
-        if asked is not None and asked.unit != unit:
-            raise ValueError(f"{self._section}: {name} is required in {asked.unit}, not in {unit}")
-        met = asked.met(value) if asked is not None and self.setup.judged else None
-        required = None if asked is None else asked.text
-        judged = {"value": value, "unit": unit, "required": required, "met": met, "detail": detail}
+        asked = required(self.setup.backend, self._section, name)
+        for one in asked:
+            if one.unit != unit:
+                raise ValueError(f"{self._section}: {name} is required in {one.unit}, not in {unit}")
+        now = [one.met(value) for one in asked if one.now]
+        met = all(now) if now and self.setup.judged else None
+        text = "; ".join(one.text for one in asked) or None
+        judged = {"value": value, "unit": unit, "required": text, "met": met, "detail": detail}
         self._send(row("figure", self._section, case, name, **judged))
 
     def times(self, case: str, mode: str, times: Times) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sparsemoc as moc
 from bench.gpu.report import Setup
-
-BACKEND = "triton"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +17,7 @@ class Setting:
         name: of the case in rows.
         spec: with its stream.
         heads, kv_heads, head_dim: sizes; kv_heads 0 for as many as heads.
+        backend: whose calls are measured.
     """
 
     name: str
@@ -26,6 +25,7 @@ class Setting:
     heads: int
     kv_heads: int = 0
     head_dim: int = 128
+    backend: str = "triton"
 
     @property
     def stream(self) -> moc.Stream:
@@ -116,28 +116,33 @@ _BY_NAME = {"flashmoba": _flashmoba, "paper": _paper, "wan": _wan, "short": _sho
 NAMES = tuple(_BY_NAME)
 
 
-def setting(name: str, quick: bool) -> Setting:
+def setting(name: str, setup: Setup) -> Setting:
     """Return the setting of one of `NAMES`."""
-    return _BY_NAME[name](quick)
+    return replace(_BY_NAME[name](setup.quick), backend=setup.backend)
 
 
-def routed(tokens: int, chunk: int, quick: bool) -> Setting:
+def routed(tokens: int, chunk: int, setup: Setup) -> Setting:
     """Return the setting of routes alone: no anchors, eight chunks to a query."""
-    spec = moc.RoutingSpec(stream=_one(tokens), chunks=moc.Chunks(size=chunk), top_k=2 if quick else 8, anchors=())
-    return Setting(name=f"{tokens:,} tokens", spec=spec, heads=1 if quick else 24, head_dim=16 if quick else 128)
+    top_k, heads, head_dim = (2, 1, 16) if setup.quick else (8, 24, 128)
+    spec = moc.RoutingSpec(stream=_one(tokens), chunks=moc.Chunks(size=chunk), top_k=top_k, anchors=())
+    return Setting(name=f"{tokens:,} tokens", spec=spec, heads=heads, head_dim=head_dim, backend=setup.backend)
 
 
-def shots(quick: bool) -> Setting:
+def shots(setup: Setup) -> Setting:
     """Return the setting of anchors alone: shots of equal length, each a dense attention, no routes."""
-    count, tokens = (3, 40) if quick else (8, 22_560)
+    count, tokens, heads, head_dim = (3, 40, 1, 16) if setup.quick else (8, 22_560, 24, 128)
     stream = moc.Stream(tuple(moc.Segment("video", tokens, shot=shot) for shot in range(count)))
     spec = moc.RoutingSpec(stream=stream, chunks=moc.Chunks(size=None), top_k=0, anchors=("shot",))
-    return Setting(name=f"{count} x {tokens:,} tokens", spec=spec, heads=1 if quick else 24,
-                   head_dim=16 if quick else 128)  # fmt: skip
+    name = f"{count} x {tokens:,} tokens"
+    return Setting(name=name, spec=spec, heads=heads, head_dim=head_dim, backend=setup.backend)
 
 
-def small(quick: bool) -> tuple[Setting, ...]:
+def small(setup: Setup) -> tuple[Setting, ...]:
     """Return the settings of exact comparisons: the parts of the kernels, at sizes of which many calls are cheap."""
+    return tuple(replace(one, backend=setup.backend) for one in _small(setup.quick))
+
+
+def _small(quick: bool) -> tuple[Setting, ...]:
     heads, dim = (2, 16) if quick else (8, 128)
     shape, sizes = ((2, 1, 3, 5, 2, 3), (7, 16, 12)) if quick else ((4, 4, 15, 17, 20, 50), (100, 128, 96))
     multishot = moc.Stream.multishot(*shape)

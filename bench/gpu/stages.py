@@ -10,22 +10,30 @@ from bench.gpu import peers, settings
 from bench.gpu.clock import Call, interleaved, wait
 from bench.gpu.figures import gradients
 from bench.gpu.report import Report
-from bench.gpu.settings import BACKEND, Arrays, Setting
+from bench.gpu.settings import Arrays, Setting
 from bench.peers.peer import first_line
 
 #: Which stage a kernel belongs to, by the start of its name, the longest that fits; others are shown as "other".
 STAGES = {
-    "pool_kernel": "pool",
-    "split_kernel": "route",
-    "route_kernel": "route",
+    "pool": "pool",
+    "pool_units": "route",
+    "split": "route",
+    "route": "route",
     "candidates_kernel": "route",
-    "count_kernel": "index",
-    "place_kernel": "index",
+    "find_": "route",
+    "drop_": "route",
+    "count_": "index",
+    "scan_counts": "index",
+    "place_": "index",
+    "tile_starts": "index",
+    "split_starts": "index",
     "attend_anchors": "anchors",
     "attend_routed": "routed",
+    "clear_places": "merge",
     "merge": "merge",
     "row_constants": "backward: rows",
     "grads": "backward: keys",
+    "key_grads": "backward: keys",
     "join_segments": "backward: keys",
     "anchor_query_grads": "backward: queries",
     "routed_query_grads": "backward: queries",
@@ -39,7 +47,7 @@ ROUNDS = 5
 def stages(report: Report) -> None:
     """Tell the stages of the paper's setting and of FlashMoBA's."""
     for name in ("paper", "flashmoba"):
-        setting = settings.setting(name, report.setup.quick)
+        setting = settings.setting(name, report.setup)
         x = settings.arrays(setting, report.setup)
         report.times(name, "stage", interleaved(public(setting, x), ROUNDS, report.setup))
         if not report.setup.cuda:
@@ -57,16 +65,16 @@ def stages(report: Report) -> None:
 def public(setting: Setting, x: Arrays) -> dict[str, Call]:
     """Return the stages that the public functions tell apart, warmed up."""
     plan = moc.plan(setting.spec)
-    centroids = moc.pool(x.k, plan, backend=BACKEND)
-    layout = moc.route(x.q, x.k, setting.spec, backend=BACKEND)
+    centroids = moc.pool(x.k, plan, backend=setting.backend)
+    layout = moc.route(x.q, x.k, setting.spec, backend=setting.backend)
     calls: dict[str, Call] = {
-        "pool": lambda: moc.pool(x.k, plan, backend=BACKEND),
-        "route": lambda: moc.route(x.q, None, setting.spec, centroids=centroids, backend=BACKEND),
-        "attend": lambda: moc.attend(*x.qkv, layout, backend=BACKEND),
+        "pool": lambda: moc.pool(x.k, plan, backend=setting.backend),
+        "route": lambda: moc.route(x.q, None, setting.spec, centroids=centroids, backend=setting.backend),
+        "attend": lambda: moc.attend(*x.qkv, layout, backend=setting.backend),
     }
     for call in calls.values():
         call()
-    return calls | {"backward": peers.backward(lambda q, k, v: moc.attend(q, k, v, layout, backend=BACKEND), x)}
+    return calls | {"backward": peers.backward(lambda q, k, v: moc.attend(q, k, v, layout, backend=setting.backend), x)}
 
 
 def _profiled(call: Call, report: Report) -> dict[str, tuple[float, int]]:

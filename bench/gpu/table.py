@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.gpu.report import Row
+from bench.gpu.report import Row, Setup
 from bench.gpu.requirements import REQUIREMENTS, Requirement
 
 _MET = {True: "yes", False: "NO", None: "-"}
@@ -59,10 +59,11 @@ def failures(rows: Iterable[Row]) -> list[Row]:
     return [one for one in rows if one["kind"] == "failure" or one["met"] is False]
 
 
-def missing(rows: Iterable[Row], sections: Sequence[str]) -> list[Requirement]:
-    """Return what is required in some sections and was not measured."""
+def missing(rows: Iterable[Row], sections: Sequence[str], setup: Setup) -> list[Requirement]:
+    """Return what is required of the backend in some sections and was not measured."""
     judged = {(one["section"], one["name"]) for one in rows if one["kind"] == "figure" and one["met"] is not None}
-    return [one for one in REQUIREMENTS if one.section in sections and (one.section, one.figure) not in judged]
+    asked = [one for one in REQUIREMENTS if one.now and one.backend == setup.backend and one.section in sections]
+    return [one for one in asked if (one.section, one.figure) not in judged]
 
 
 def of(rows: Iterable[Row]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,25 +38,26 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 
 @pytest.fixture
 def on_cpu(load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """The sections with a backend for the CPU in place of the GPU's: they do not care which it is."""
-    for name in ("figures", "flashmoba", "parts", "stages", "exact", "graphs", "prepare"):
-        if hasattr(load(name), "BACKEND"):
-            monkeypatch.setattr(load(name), "BACKEND", "numba")
+    """The sections with a backend for the CPU in place of the GPU's, and of the one beside it: they do not care."""
+    monkeypatch.setattr(load("figures"), "RIVALS", {"numba": "numba"})
     return load
 
 
-def _setup(load: Load, judged: bool = False) -> Any:
-    return load("report").Setup("cpu", True, judged)
+def _setup(load: Load, judged: bool = False, backend: str = "numba") -> Any:
+    return load("report").Setup("cpu", True, judged, backend)
 
 
-def _told(load: Load, section: str, function: Callable[[Any], None], judged: bool = False) -> list[dict[str, Any]]:
+def _told(
+    load: Load, section: str, function: Callable[[Any], None], judged: bool = False, backend: str = "numba"
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    function(load("report").Report(rows.append, section, _setup(load, judged)))
+    function(load("report").Report(rows.append, section, _setup(load, judged, backend)))
     return rows
 
 
 def test_arguments(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
     cli, sections = load("cli"), load("sections")
+    assert [cli.parser().parse_args(words).backend for words in ([], ["--backend", "cupy"])] == ["triton", "cupy"]
     asked = cli.parser().parse_args([])
     assert (asked.out, asked.budget_s, asked.quick, tuple(asked.only)) == (None, 540, False, sections.NAMES)
     asked = cli.parser().parse_args(["--out", "d", "--budget-s", "60", "--only", "paper", "stages", "--quick"])
@@ -68,7 +70,8 @@ def test_arguments(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_requirements_are_plain(load: Load) -> None:
     table, names = load("requirements").REQUIREMENTS, load("sections").NAMES
-    assert len({(one.section, one.figure) for one in table}) == len(table)
+    assert len({(one.backend, one.section, one.figure, one.stage) for one in table}) == len(table)
+    assert {one.backend for one in table} == set(load("cli").BACKENDS)
     for one in table:
         assert one.section in names
         assert (one.at_least is None) != (one.at_most is None)
@@ -99,16 +102,44 @@ def test_figures_are_judged_by_the_table(load: Load) -> None:
         report.figure("c", "forward and backward", 20.0, "ms", rounds=7)
         report.figure("c", "something else", 1.0, "ms")
 
-    missed, met, free = _told(load, "flashmoba", tell, judged=True)
+    missed, met, free = _told(load, "flashmoba", tell, judged=True, backend="triton")
     assert (missed["met"], missed["required"]) == (False, "≤ 8 ms")
     assert (met["met"], met["detail"]) == (True, {"rounds": 7})
     assert (free["met"], free["required"]) == (None, None)
-    assert [row["met"] for row in _told(load, "flashmoba", tell)] == [None, None, None]
+    assert [row["met"] for row in _told(load, "flashmoba", tell, backend="triton")] == [None, None, None]
     assert load("table").failures([missed, met, free]) == [missed]
-    lacking = load("table").missing([missed, met, free], ["flashmoba"])
+    lacking = load("table").missing([missed, met, free], ["flashmoba"], _setup(load, True, "triton"))
     assert [one.figure for one in lacking] == ["deterministic"]
     with pytest.raises(ValueError, match="required in ms"):
-        _told(load, "flashmoba", lambda report: report.figure("c", "forward", 1.0, "s"))
+        _told(load, "flashmoba", lambda report: report.figure("c", "forward", 1.0, "s"), backend="triton")
+
+
+def test_each_backend_is_judged_by_its_own_requirements_those_of_later_stages_are_shown(load: Load) -> None:
+    def tell(report: Any) -> None:
+        report.figure("c", "forward, chunks of 256", 290.0, "TFLOP/s")
+        report.figure("c", "forward, chunks of 64", 1.0, "TFLOP/s")
+        report.figure("c", "forward, chunks of 256, beside Triton", 0.9, "x Triton")
+
+    first, later, beside = _told(load, "routed", tell, judged=True, backend="cupy")
+    assert (first["met"], first["required"]) == (True, "≥ 280 TFLOP/s; ≥ 420 TFLOP/s in stage 2")
+    assert (later["met"], later["required"]) == (None, "≥ 180 TFLOP/s in stage 2")
+    assert (beside["met"], beside["required"]) == (None, "≥ 1 x Triton in stage 2")
+    lacking = load("table").missing([first, later, beside], ["routed", "paper"], _setup(load, True, "cupy"))
+    assert [one.figure for one in lacking] == [
+        "forward, chunks of 1024", "forward, chunks of 512", "forward, own anchors",
+    ]  # fmt: skip
+    assert [row["met"] for row in _told(load, "routed", tell, judged=True, backend="triton")] == [False, False, None]
+
+
+def test_all_stages_are_judged_once_their_time_has_come(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load("requirements"), "STAGE", 2)
+
+    def tell(report: Any) -> None:
+        report.figure("c", "forward, chunks of 256", 290.0, "TFLOP/s")
+
+    (row,) = _told(load, "routed", tell, judged=True, backend="cupy")
+    assert (row["met"], row["required"]) == (False, "≥ 280 TFLOP/s; ≥ 420 TFLOP/s")
+    assert len(load("table").missing([], ["anchors"], _setup(load, True, "cupy"))) == 3
 
 
 @pytest.mark.parametrize(("value", "code"), [(7.0, 0), (9.0, 1)])
@@ -120,11 +151,11 @@ def test_a_run_writes_its_rows_with_its_facts(
     def measured(asked: Any, setup: Any, deadline: float) -> list[dict[str, Any]]:
         assert setup.judged
         assert setup.cuda
-        return _told(load, "flashmoba", lambda report: report.figure("c", "forward", value, "ms"), judged=True)
+        return _told(load, "flashmoba", lambda report: report.figure("c", "forward", value, "ms"), True, "triton")
 
-    monkeypatch.setattr(cli, "_looked", lambda quick: (FACTS, None))
+    monkeypatch.setattr(cli, "_looked", lambda quick, backend: (FACTS, None))
     monkeypatch.setattr(cli, "_measured", measured)
-    monkeypatch.setattr(table, "missing", lambda rows, only: [])
+    monkeypatch.setattr(table, "missing", lambda rows, only, setup: [])
     assert cli.main(["--out", str(tmp_path / "new"), "--only", "flashmoba"]) == code
     (path,) = (tmp_path / "new").iterdir()
     assert path.name.startswith("nvidia-h100-80gb-hbm3-2")
@@ -137,7 +168,7 @@ def test_a_run_writes_its_rows_with_its_facts(
 
 
 def test_what_is_required_and_absent_fails_a_run(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(load("cli"), "_looked", lambda quick: (FACTS, None))
+    monkeypatch.setattr(load("cli"), "_looked", lambda quick, backend: (FACTS, None))
     assert load("cli").main(["--budget-s", "0"]) == 1
     shown = capsys.readouterr().out
     assert "paper: routing share (≤ 5 %): required, not measured" in shown
@@ -251,7 +282,7 @@ def test_pairs_are_those_of_the_layout(load: Load, name: str) -> None:
 
 @needs_torch
 def test_random_routes_are_a_valid_layout(load: Load) -> None:
-    setting = load("settings").routed(90, 16, True)
+    setting = load("settings").routed(90, 16, _setup(load))
     layout = load("counts").random_layout(setting, _setup(load))
     layout.validate()
     assert load("counts").pairs(layout) == layout.pairs() == 90 * 2 * 15
@@ -260,7 +291,8 @@ def test_random_routes_are_a_valid_layout(load: Load) -> None:
 @pytest.fixture
 def results(load: Load) -> tuple[Any, Any, Any, dict[str, Any]]:
     """A setting, its arrays, layout and right results."""
-    setting, setup = load("settings").setting("paper", True), _setup(load)
+    setup = _setup(load)
+    setting = load("settings").setting("paper", setup)
     x = load("settings").arrays(setting, setup)
     q, k, v = x.qkv
     out, lse, layout = moc.attention(q, k, v, setting.spec, return_lse=True, return_layout=True)
@@ -343,7 +375,8 @@ class PlainSequences:
 
 @needs_torch
 def test_the_composition_of_moba_computes_the_same(load: Load) -> None:
-    setting, setup = load("settings").setting("flashmoba", True), _setup(load)
+    setup = _setup(load)
+    setting = load("settings").setting("flashmoba", setup)
     composition: Any = import_module("bench.peers.composition")
     router: Any = import_module("bench.peers.router")
     x = load("settings").arrays(setting, setup)
@@ -355,7 +388,7 @@ def test_the_composition_of_moba_computes_the_same(load: Load) -> None:
     wanted = moc.attention_grads(q, k, v, setting.spec, x.d_out)
     for grad, right in zip(composed.gradients(q, k, v, routes, x.d_out)[1:], wanted, strict=True):
         assert (grad - right).abs().max() < 1e-4
-    routed = load("settings").routed(96, 16, True)
+    routed = load("settings").routed(96, 16, setup)
     q, k, v = load("settings").arrays(routed, setup).qkv
     fixed = load("counts").random_layout(routed, setup)
     alone = composition.Composition(fixed.plan, k.shape[2], "cpu", PlainSequences())
@@ -371,7 +404,7 @@ def test_every_required_figure_is_told_by_its_section(on_cpu: Load) -> None:
     told = {(row["section"], row["name"]) for row in rows if row["kind"] == "figure"}
     for one in on_cpu("requirements").REQUIREMENTS:
         # Chunks are shorter here, and torch counts memory on CUDA devices only.
-        figure = one.figure.partition(" of ")[0] + " of 16" if one.section == "routed" else one.figure
+        figure = re.sub(r" of \d+", " of 16", one.figure) if one.section == "routed" else one.figure
         assert (one.section, figure) in told or figure.endswith("memory")
     for row in rows:
         assert on_cpu("table").line(row)
@@ -388,6 +421,8 @@ def test_comparisons_stages_and_preparation_run(on_cpu: Load) -> None:
     assert not on_cpu("table").failures(rows)
     assert {row["kind"] for row in rows} == {"check", "skip", "time"}
     assert on_cpu("stages").stage_of("attend_routed") == "routed"
+    assert on_cpu("stages").stage_of("pool_units") == "route"
+    assert on_cpu("stages").stage_of("pool_kernel") == "pool"
     assert on_cpu("stages").stage_of("void at::native::add") == "other"
 
 
@@ -405,3 +440,10 @@ def test_properties_of_the_conformance_suite_are_told_one_by_one(on_cpu: Load, m
     (broken,) = _told(on_cpu, "conformance", lambda report: on_cpu("exact").conformance(report, ["ties"], 0.0))
     assert broken["met"] is False
     assert "division by zero" in broken["reason"]
+
+
+def test_every_cuda_kernel_has_a_stage(load: Load) -> None:
+    from sparsemoc.backends.cupy import sources
+
+    written = {name for file in sources.FOLDER.glob("*.cu") for name in sources.signatures(file.stem)}
+    assert {name: load("stages").stage_of(name) for name in written if load("stages").stage_of(name) == "other"} == {}
