@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from typing import NamedTuple
 
 from sparsemoc.backends.cupy.config import most_shared
@@ -151,8 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked_for = [found for found in variants(asked.arch, asked.whole) if asked.kernel in found[0].name]
     rows: list[Row] = []
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(asked.jobs, initializer=_own_cache,
-                                                                     initargs=(cache,)) as pool:  # fmt: skip
+    # Processes begin anew: a fork of one that runs threads, of whatever library, may wait for ever.
+    context = get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(asked.jobs, context, initializer=_own_cache, initargs=(cache,)) as pool,
+    ):
         for found in pool.map(compiled, compilations(asked_for)):
             rows += found
             print("\n".join(row.line for row in found), flush=True)

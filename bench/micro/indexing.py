@@ -86,9 +86,26 @@ def _triton(ready: Ready) -> Index:
     from sparsemoc.backends.triton import routing
     from sparsemoc.backends.triton.device import device_tables
 
-    selected, slots = ready.layout.selected.contiguous(), ready.named.plan().slots
+    selected = ready.layout.selected.contiguous()
     tables = device_tables(ready.named.plan(), False, selected.device)
-    step = ready.step("attend", lambda problem, config: routing.index(tables, selected, config))
+    return _chunk_major(ready, ready.step("attend", lambda problem, config: routing.index(tables, selected, config)))
+
+
+def _cupy(ready: Ready) -> Index:
+    """Count, scan and place by the three kernels."""
+    from sparsemoc.backends.cupy.index import index
+    from sparsemoc.backends.cupy.machine import machine_of
+    from sparsemoc.backends.cupy.tables import device_tables
+
+    machine = machine_of(ready.layout.selected)
+    selected = machine.contiguous(ready.layout.selected)
+    tables = device_tables(ready.named.plan(), False, machine)
+    return _chunk_major(ready, ready.step("attend", lambda problem, config: index(tables, selected, config, None)))
+
+
+def _chunk_major(ready: Ready, step: Step) -> Index:
+    """Return a step that gives `ptr` and `entries`, row * slots + slot by chunk, of all queries at once."""
+    slots = ready.named.plan().slots
 
     def entries(found: Any) -> Table:
         ptr, places = ready.take(found.ptr)[0], ready.take(found.entries)[0]
@@ -112,4 +129,5 @@ INDEXES: dict[str, dict[str, Callable[[Ready], Index]]] = {
         "index_forward": lambda ready: _numba(ready, backward=False),
     },
     "triton": {"index": _triton},
+    "cupy": {"index": _cupy},
 }

@@ -30,6 +30,7 @@ STEPS = {
     "reference": {*OPERATIONS, "call"},
     "numba": {*OPERATIONS, "call", "index_forward"},
     "triton": {*OPERATIONS, "merge"},
+    "cupy": {*OPERATIONS, "call", "merge"},
 }
 CHOSEN = "not (triton and (bfloat16 or call))"
 
