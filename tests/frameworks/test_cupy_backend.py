@@ -12,6 +12,7 @@ import pytest
 import sparsemoc as moc
 from sparsemoc.backends import Backend
 from sparsemoc.backends.cupy import backend as backends
+from sparsemoc.backends.cupy.config import default_config
 from tests.backends.cupy.fake_arrays import READS
 from tests.backends.cupy.fake_cupy import installed
 from tests.frameworks.cupy_problem import DEVICE, DROPOUT, LENGTHS, SPEC, numpy_arrays, put, same
@@ -33,7 +34,7 @@ def cupy() -> Iterator[Any]:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_call_and_its_gradients(cupy: Any, dtype: str) -> None:
     """Nothing is read by the host, and every kernel runs on the device of the arrays."""
-    config = backends.default_config(8, dtype, 0)
+    config = default_config(8, dtype, 0)
     lse = np.random.default_rng(0).standard_normal((2, 4, 42), np.float32)
     arrays = {**numpy_arrays(dtype), "d_lse": lse, "seed": np.array(7)}
 
@@ -56,7 +57,7 @@ def test_any_strides_without_a_copy(cupy: Any) -> None:
     q = np.repeat(arrays["q"], 2, axis=3)[..., ::2]
     k = arrays["k"][:, ::-1].copy()[:, ::-1]
     v = np.broadcast_to(arrays["v"][:1], arrays["v"].shape)
-    config = backends.default_config(8, "float32", 0)
+    config = default_config(8, "float32", 0)
     out = moc.attention(put(q), put(k), put(v), SPEC, backend=taking("cupy", "cuda"), config=config)
     same(out, moc.attention(q, k, v, SPEC, backend=taking("numpy", "cpu"), config=config))
 
