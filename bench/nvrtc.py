@@ -46,8 +46,10 @@ class Limits(NamedTuple):
 #: By kernel, element and width; nothing may spill that is not named. Sums of 256 columns and operands in three pieces
 #: leave too few registers for what lasts over the loop.
 LIMITS = {
-    ("attend_anchors", "float", 256): Limits(stack=64, spills=400),
-    ("attend_routed", "float", 256): Limits(stack=176, spills=736),
+    ("attend_anchors", "float", 256): Limits(stack=64, spills=256),
+    ("attend_routed", "float", 256): Limits(stack=224, spills=480),
+    ("attend_routed", "bfloat_t", 256): Limits(stack=8, spills=16),
+    ("key_grads", "float", 256): Limits(stack=8, spills=16),
 }
 
 

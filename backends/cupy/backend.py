@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sparsemoc.backends.cupy import backward, forward, routing
 from sparsemoc.backends.cupy.config import CupyConfig, default_config
-from sparsemoc.backends.cupy.cost import estimate, workspace_text
+from sparsemoc.backends.cupy.cost import estimate
 from sparsemoc.backends.cupy.emulator import emulated
 from sparsemoc.backends.cupy.faults import watched
 from sparsemoc.backends.cupy.hardware import capability, described, hardware
@@ -17,7 +17,7 @@ from sparsemoc.backends.cupy.routing_tiles import most_slots
 from sparsemoc.backends.cupy.search import search_space
 from sparsemoc.backends.cupy.tables import DeviceTables, Ends, device_tables, ends_of
 from sparsemoc.backends.planning.geometry import geometry
-from sparsemoc.backends.planning.workspace import slice_size
+from sparsemoc.backends.planning.workspace import refused, slice_size
 from sparsemoc.backends.protocol import Array, Capabilities, Estimate, Hardware, Operation, Problem, Randomness, Result
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.routing import Block
@@ -181,5 +181,5 @@ def _memory_refuses(problem: Problem, config: CupyConfig) -> str | None:
     """Refuse a limit on temporary memory that not even one batch row and key head fits."""
     most = problem.options.max_workspace
     if most is not None and (least := _least_workspace(problem, config)) > most:
-        return workspace_text(least, most)
+        return refused(least, most)
     return None

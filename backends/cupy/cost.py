@@ -21,6 +21,7 @@ from sparsemoc.backends.cupy.pair_kernels import PIECES, SIZES, anchors_kernel, 
 from sparsemoc.backends.cupy.roofline import LANES, LATENCY, Launch, seconds
 from sparsemoc.backends.cupy.routing_tiles import head_block, index_kernel, pool_kernel, route_kernel, route_tile
 from sparsemoc.backends.planning.geometry import Geometry, geometry
+from sparsemoc.backends.planning.workspace import refused
 from sparsemoc.backends.protocol import Estimate, Operation, Problem
 from sparsemoc.backends.workload import Workload, workloads
 from sparsemoc.spec.errors import UnsupportedError
@@ -82,12 +83,7 @@ def _workspace(problem: Problem, operation: Operation, config: CupyConfig) -> st
     if most is None or operation in ("pool", "route"):
         return None
     least = (forward if operation == "attend" else backward).least_workspace(problem, config)
-    return workspace_text(least, most) if least > most else None
-
-
-def workspace_text(least: int, most: int) -> str:
-    """Return the text of a limit on temporary memory that not even one batch row and key head fits."""
-    return f"needs {least} bytes of workspace for one batch row and key head, more than max_workspace = {most}"
+    return refused(least, most) if least > most else None
 
 
 class _Job:

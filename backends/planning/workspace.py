@@ -57,3 +57,8 @@ def slices(batch: int, kv_heads: int, need: int, limit: int | None) -> Iterator[
     for b_lo in range(0, batch, rows):
         for h_lo in range(0, kv_heads, heads):
             yield Slice(b_lo, min(b_lo + rows, batch), h_lo, min(h_lo + heads, kv_heads), kv_heads)
+
+
+def refused(least: int, most: int) -> str:
+    """Return the text of a limit on temporary memory that not even one batch row and key head fits."""
+    return f"needs {least} bytes of workspace for one batch row and key head, more than max_workspace = {most}"

@@ -10,7 +10,7 @@ from typing import Any
 import triton
 
 from sparsemoc.backends.planning.geometry import geometry
-from sparsemoc.backends.planning.workspace import DEFAULT, slice_size
+from sparsemoc.backends.planning.workspace import DEFAULT, refused, slice_size
 from sparsemoc.backends.protocol import Capabilities, Estimate, Hardware, Operation, Problem, Randomness, Result
 from sparsemoc.backends.triton import backward, cost, forward, gpu, jax_calls, providers, routing
 from sparsemoc.backends.triton.config import TritonConfig, default_config
@@ -210,5 +210,5 @@ def _memory_refuses(problem: Problem, config: TritonConfig) -> str | None:
     """Refuse a limit on temporary memory that not even one batch row and key head fits."""
     most = problem.options.max_workspace
     if most is not None and (least := _least_workspace(problem, config)) > most:
-        return cost.workspace_text(least, most)
+        return refused(least, most)
     return None

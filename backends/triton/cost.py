@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from sparsemoc.backends.gpus import gpu_of
+from sparsemoc.backends.planning.workspace import refused
 from sparsemoc.backends.protocol import Estimate, Operation, Problem
 from sparsemoc.backends.triton import backward, counts_pairs, counts_routing, forward
 from sparsemoc.backends.triton.config import TritonConfig
@@ -70,9 +71,4 @@ def _workspace(problem: Problem, operation: Operation, config: TritonConfig) -> 
     if most is None or operation in ("pool", "route"):
         return None
     least = (forward if operation == "attend" else backward).least_workspace(problem, config)
-    return workspace_text(least, most) if least > most else None
-
-
-def workspace_text(least: int, most: int) -> str:
-    """Return the text of a limit on temporary memory that not even one batch row and key head fits."""
-    return f"needs {least} bytes of workspace for one batch row and key head, more than max_workspace = {most}"
+    return refused(least, most) if least > most else None
