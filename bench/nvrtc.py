@@ -48,7 +48,6 @@ class Limits(NamedTuple):
 LIMITS = {
     ("attend_anchors", "float", 256): Limits(stack=64, spills=256),
     ("attend_routed", "float", 256): Limits(stack=224, spills=480),
-    ("attend_routed", "bfloat_t", 256): Limits(stack=8, spills=16),
     ("key_grads", "float", 256): Limits(stack=8, spills=16),
 }
 

@@ -97,7 +97,7 @@ _TILES = {
 #: Further tiles of the routed pairs, for chunks that fit into them: their keys stay, rows pass by.
 _STAYING = {
     (2, 64): (Tiles(128, 128, 8, 1),),
-    (2, 128): (Tiles(128, 64, 8, 1), Tiles(128, 128, 8, 1)),
+    (2, 128): (Tiles(128, 64, 4, 2), Tiles(128, 128, 8, 1)),
     (4, 64): (Tiles(128, 64, 8, 1),),
 }
 #: Bytes of shared memory of a block from which on it has much, and those beside the tiles, at most.

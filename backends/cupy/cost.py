@@ -7,7 +7,6 @@ cut in whole tiles. See `roofline` for the time of a launch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
@@ -15,12 +14,12 @@ from typing import NamedTuple
 from sparsemoc.backends.cupy import backward, forward
 from sparsemoc.backends.cupy.config import CupyConfig, most_shared
 from sparsemoc.backends.cupy.grad_kernels import dim_parts, key_grads_kernel, query_grads_kernel
-from sparsemoc.backends.cupy.launch_forward import routed_span, shares_routes
+from sparsemoc.backends.cupy.launch_forward import keys_stay, routed_span, shares_routes
 from sparsemoc.backends.cupy.machine import Kernel
 from sparsemoc.backends.cupy.pair_kernels import PIECES, SIZES, anchors_kernel, merge_kernel, merged_rows, routed_kernel
 from sparsemoc.backends.cupy.roofline import LANES, LATENCY, Launch, seconds
 from sparsemoc.backends.cupy.routing_tiles import head_block, index_kernel, pool_kernel, route_kernel, route_tile
-from sparsemoc.backends.planning.geometry import Geometry, geometry
+from sparsemoc.backends.planning.geometry import geometry
 from sparsemoc.backends.planning.workspace import refused
 from sparsemoc.backends.protocol import Estimate, Operation, Problem
 from sparsemoc.backends.workload import Workload, workloads
@@ -205,12 +204,7 @@ def _routed(job: _Job, work: Workload) -> Launch:
     stay = keys_stay(tables, config)
     steps = groups / blocks if stay else ceil(work.chunk / tile.passing)
     moved = job.heads * work.routed * job.v_depth * job.size
-    return job.pairs(routed_kernel(*job.about), tile, blocks * job.heads, steps, stay, moved)
-
-
-def keys_stay(tables: Geometry, config: CupyConfig) -> bool:
-    """Return whether every chunk fits into a tile of keys, which then stays for several groups of rows."""
-    return routed_span(tables, replace(config, routed_span=2)) == 2
+    return job.pairs(routed_kernel(*job.about, stay), tile, blocks * job.heads, steps, stay, moved)
 
 
 def _row_tiles(work: Workload, rows: int) -> float:

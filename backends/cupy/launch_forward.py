@@ -111,18 +111,24 @@ def launch_routed(call: Call, partials: Partials) -> None:
         lse=partials.lse, count=total,
     )  # fmt: skip
     span = routed_span(call.tables.geometry, config)
+    stay = keys_stay(call.tables.geometry, config)
     group = config.routed_rows * span
     call.machine.launch(
-        routed_kernel(call.dtype, call.q.shape[3], call.v.shape[3], call.precision, config),
+        routed_kernel(call.dtype, call.q.shape[3], call.v.shape[3], call.precision, config, stay),
         (places // group + min(chunks, places), heads, batch),
         entries=lists.entries, ptr=lists.ptr, tile_ptr=lists.tile_ptr(group), chunks=chunks, places=places,
         slots=call.selected.shape[3], span=span, **_common(call, partials),
     )  # fmt: skip
 
 
+def keys_stay(geometry: Geometry, config: CupyConfig) -> bool:
+    """Return whether every chunk fits into a tile of keys, which then stays while rows pass by it."""
+    return geometry.most_chunk <= config.routed_keys and not geometry.splits_chunks
+
+
 def routed_span(geometry: Geometry, config: CupyConfig) -> int:
     """Return how many groups of rows a block takes: several only where the keys of a chunk stay for all of them."""
-    return config.routed_span if geometry.most_chunk <= config.routed_keys and not geometry.splits_chunks else 1
+    return config.routed_span if keys_stay(geometry, config) else 1
 
 
 def _common(call: Call, partials: Partials) -> dict[str, Any]:

@@ -30,14 +30,17 @@ def anchors_kernel(dtype: str, head_dim: int, v_head_dim: int, precision: str, c
     )  # fmt: skip
 
 
-def routed_kernel(dtype: str, head_dim: int, v_head_dim: int, precision: str, config: CupyConfig) -> Kernel:
-    """Return the kernel of routed.cu for a dtype, head_dims and tile sizes."""
+def routed_kernel(dtype: str, head_dim: int, v_head_dim: int, precision: str, config: CupyConfig, stay: bool) -> Kernel:
+    """Return the kernel of routed.cu for a dtype, head_dims and tile sizes.
+
+    `stay` says whether every chunk fits into a tile of keys, of which no anchor holds a part.
+    """
     rows, keys, warps = config.routed_rows, config.routed_keys, config.routed_warps
     constants = pair_constants(dtype, head_dim, v_head_dim, precision, keys)
     shared = _bytes(dtype, head_dim, v_head_dim, rows, keys) + NOTES + 8 * rows  # entries, and their rows
     return kernel(
         "routed", "attend_routed", threads=32 * warps, shared=shared, blocks_per_sm=config.routed_blocks,
-        WARP_ROW_TILES=rows // (16 * warps), **constants,
+        WARP_ROW_TILES=rows // (16 * warps), KEYS_STAY=int(stay), **constants,
     )  # fmt: skip
 
 

@@ -11,9 +11,9 @@ from itertools import product
 from typing import Any
 
 from sparsemoc.backends.cupy.config import CupyConfig
-from sparsemoc.backends.cupy.cost import estimate, keys_stay
+from sparsemoc.backends.cupy.cost import estimate
 from sparsemoc.backends.cupy.hardware import capability
-from sparsemoc.backends.cupy.launch_forward import shares_routes
+from sparsemoc.backends.cupy.launch_forward import keys_stay, shares_routes
 from sparsemoc.backends.cupy.roofline import REGISTERS, register_limit
 from sparsemoc.backends.cupy.routing_tiles import route_kernel
 from sparsemoc.backends.planning.geometry import geometry

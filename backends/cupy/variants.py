@@ -72,6 +72,6 @@ def _pairs(dtype: str, head_dim: int, capability: int, precision: str) -> Iterat
         config = default_config(head_dim, dtype, capability, chunk)
         about = (dtype, head_dim, head_dim, precision, config)
         yield anchors_kernel(*about)
-        yield routed_kernel(*about)
+        yield routed_kernel(*about, chunk is not None and chunk <= config.routed_keys)
         yield key_grads_kernel(*about)
         yield from (query_grads_kernel(name, *about) for name in ("anchor_query_grads", "routed_query_grads"))

@@ -5,10 +5,10 @@
 // c the chunk in that slot, less the keys that the row's anchors hold. A block takes the entries of one chunk: SPAN groups
 // of ROWS. Each entry has a place of its own: nothing is added to, no order matters.
 //
-// A chunk that fits into one tile of keys stays in shared memory while the warps, each for itself, pass their rows by it.
-// Of a longer chunk the queries stay, and the keys pass.
+// Where every chunk fits into one tile of keys, KEYS_STAY, it stays in shared memory while the warps, each for itself, pass
+// their rows by it. Of longer chunks the queries stay, and the keys pass.
 //
-// Constants: ELEMENT, HEAD_BLOCK, VALUE_BLOCK, BLOCK_KEYS, WARP_ROW_TILES, PIECES_OF_FLOAT; see softmax.cuh.
+// Constants: ELEMENT, HEAD_BLOCK, VALUE_BLOCK, BLOCK_KEYS, WARP_ROW_TILES, PIECES_OF_FLOAT, see softmax.cuh; KEYS_STAY, 0 or 1.
 #include "coverage.cuh"
 #include "partials.cuh"
 #include "search.cuh"
@@ -144,7 +144,7 @@ KERNEL(attend_routed)(const ELEMENT* q, const ELEMENT* k, const ELEMENT* v, cons
                                    aligned_v != 0};
     out += lane * places * width;
     lse += lane * places;
-    if (!splits && hi - lo <= S::KEYS) {
+    if constexpr (KEYS_STAY != 0) {
         pass_rows(work, queries, keys, values, query_rows, key_rows, value_rows, out, lse, width, lo, hi, scale);
     } else {
         const Anchors anchors{run_of_row, anchor_ptr, anchor_lo, anchor_hi, q_start, reach};
