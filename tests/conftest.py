@@ -115,7 +115,7 @@ def examples(any_backend: str) -> int:
     if any_backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return max(1, asked // 32)
     if any_backend == "cupy" and os.environ.get("SPARSEMOC_CUPY_EMULATE") == "1":
-        return max(1, asked // 5)
+        return max(1, asked // 10)
     return asked
 
 
