@@ -15,7 +15,8 @@ from sparsemoc.backends.cupy.hardware import capability, described, hardware
 from sparsemoc.backends.cupy.machine import machine_of
 from sparsemoc.backends.cupy.routing_tiles import most_slots
 from sparsemoc.backends.cupy.search import search_space
-from sparsemoc.backends.cupy.tables import DeviceTables, Ends, device_tables, ends_of
+from sparsemoc.backends.cupy.tables import DeviceTables, device_tables, ends_of
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import geometry
 from sparsemoc.backends.planning.workspace import refused, slice_size
 from sparsemoc.backends.protocol import Array, Capabilities, Estimate, Hardware, Operation, Problem, Randomness, Result
@@ -49,11 +50,14 @@ class CupyBackend:
         if problem.device == "cuda" and (found := capability(problem)) < LEAST_CAPABILITY:
             return f"runs on GPUs from sm_{LEAST_CAPABILITY} on, not on sm_{found}"
         dtype = "float32" if isinstance(plan.spec.unit, Block) else problem.dtype  # of what is routed
-        if plan.slots > (most := most_slots(dtype, problem.head_dim, capability(problem))):
-            return f"keeps at most {most} routes to a query, not {plan.slots}"
+        if plan.slots > (kept := most_slots(dtype, problem.head_dim, capability(problem))):
+            return f"keeps at most {kept} routes to a query, not {plan.slots}"
         if plan.q_tokens * max(plan.slots, 1) > _MOST_INDEX:
             return f"numbers at most {_MOST_INDEX} routes to a head, not {plan.q_tokens} x {plan.slots}"
-        return _memory_refuses(problem, self.default_config(problem))
+        most = problem.options.max_workspace
+        if most is not None and (least := _least_workspace(problem, self.default_config(problem))) > most:
+            return refused(least, most)
+        return None
 
     def version(self) -> str:
         """Return the versions and the GPU that results depend on."""
@@ -175,11 +179,3 @@ def _least_workspace(problem: Problem, config: CupyConfig) -> int:
     """Return the bytes of partial results of one batch row and key head."""
     least = forward.least_workspace(problem, config)
     return max(least, backward.least_workspace(problem, config)) if problem.backward else least
-
-
-def _memory_refuses(problem: Problem, config: CupyConfig) -> str | None:
-    """Refuse a limit on temporary memory that not even one batch row and key head fits."""
-    most = problem.options.max_workspace
-    if most is not None and (least := _least_workspace(problem, config)) > most:
-        return refused(least, most)
-    return None

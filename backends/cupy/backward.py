@@ -7,8 +7,9 @@ from sparsemoc.backends.cupy.forward import empty_rows
 from sparsemoc.backends.cupy.grad_kernels import sum_width
 from sparsemoc.backends.cupy.index import index
 from sparsemoc.backends.cupy.launch_backward import Call, launch_key_grads, launch_query_grads, launch_rows
-from sparsemoc.backends.cupy.routing_tiles import head_block
-from sparsemoc.backends.cupy.tables import DeviceTables, Ends, device_key_tiles, device_query_tiles
+from sparsemoc.backends.cupy.shared import head_block
+from sparsemoc.backends.cupy.tables import DeviceTables, device_key_tiles, device_query_tiles
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry, geometry
 from sparsemoc.backends.planning.key_tiles import KeySizes, Segments, key_tiles, segments
 from sparsemoc.backends.planning.query_tiles import Sizes, query_tiles

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from sparsemoc.backends.cupy.machine import Machine, kernel
 from sparsemoc.backends.planning.geometry import Geometry, Keys, Runs
-from sparsemoc.backends.planning.reach import Near
+from sparsemoc.backends.planning.reach import Candidates, Near
 from sparsemoc.backends.protocol import Array
 
 FIND_CANDIDATES = kernel("candidates", "find_candidates")
 #: Mask words to a block: a warp makes one, of 32 chunks.
 _WORDS = FIND_CANDIDATES.threads // 32
-
-
-class Candidates(NamedTuple):
-    """The candidates of every run, token windows apart, and what the windows must cover to take more away.
-
-    Attributes:
-        bits: int32 (batch or 1, runs, words) bit c % 32 of word c // 32: chunk c has a valid key that the run's static
-            anchors leave out, and is routable and causal for the run.
-        first, last: int32 (batch or 1, runs, near.width) positions of the first and the last such key of chunk
-            near.first[run] + n.
-        stride, near_stride: elements of `bits`, and of `first` and `last`, from batch row to batch row; 0 for one row.
-    """
-
-    bits: Array
-    first: Array
-    last: Array
-    stride: int
-    near_stride: int
 
 
 def candidates(geometry: Geometry, keys: Keys, runs: Runs, reached: Near, stops: Array, machine: Machine) -> Candidates:

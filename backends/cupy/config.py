@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sparsemoc.backends.cupy.grad_tiles import grad_tiles
-from sparsemoc.backends.cupy.shared import tile_bytes
+from sparsemoc.backends.cupy.shared import head_block, tile_bytes
 from sparsemoc.backends.gpus import GPUS, gpu_of
 
 
@@ -126,7 +126,7 @@ def default_config(head_dim: int, dtype: str, capability: int, most_chunk: int |
             grad_keys=32, grad_rows=16, grad_warps=2, grad_segment=64, grad_query_rows=32, grad_query_keys=16,
             grad_query_warps=2,
         )  # fmt: skip
-    size, block = 4 if dtype == "float32" else 2, next(width for width in (64, 128, 256) if head_dim <= width)
+    size, block = 4 if dtype == "float32" else 2, head_block(head_dim)
     room = most_shared(capability)
     much = room >= _MUCH
     usual = _TILES[size, block][not much]
@@ -135,7 +135,7 @@ def default_config(head_dim: int, dtype: str, capability: int, most_chunk: int |
     return CupyConfig(
         anchor_rows=anchors.rows, anchor_keys=anchors.keys, anchor_warps=anchors.warps, anchor_blocks=anchors.blocks,
         routed_rows=routed.rows, routed_keys=routed.keys, routed_warps=routed.warps, routed_blocks=routed.blocks,
-        **grad_tiles(dtype, block, much=room >= _MUCH),
+        **grad_tiles(dtype, block, much=much),
     )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from sparsemoc.backends.cupy.launch_forward import keys_stay, routed_span, share
 from sparsemoc.backends.cupy.machine import Kernel
 from sparsemoc.backends.cupy.pair_kernels import PIECES, SIZES, anchors_kernel, merge_kernel, merged_rows, routed_kernel
 from sparsemoc.backends.cupy.roofline import LANES, LATENCY, Launch, seconds
-from sparsemoc.backends.cupy.routing_tiles import head_block, index_kernel, pool_kernel, route_kernel, route_tile
+from sparsemoc.backends.cupy.routing_tiles import index_kernel, pool_kernel, route_kernel, route_tile
+from sparsemoc.backends.cupy.shared import head_block
 from sparsemoc.backends.planning.geometry import geometry
 from sparsemoc.backends.planning.workspace import refused
 from sparsemoc.backends.protocol import Estimate, Operation, Problem

@@ -12,14 +12,13 @@ from sparsemoc.backends.cupy.launch_forward import (
     shares_routes,
 )
 from sparsemoc.backends.cupy.machine import Machine
-from sparsemoc.backends.cupy.pair_kernels import SIZES, vector_width
-from sparsemoc.backends.cupy.tables import DeviceTables, Ends, device_query_tiles
+from sparsemoc.backends.cupy.pair_kernels import LOG2_E, SIZES, vector_width
+from sparsemoc.backends.cupy.tables import DeviceTables, device_query_tiles
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry, geometry
 from sparsemoc.backends.planning.query_tiles import Sizes, query_tiles
 from sparsemoc.backends.planning.workspace import Slice, slices
 from sparsemoc.backends.protocol import Array, Problem
-
-LOG2_E = 1.4426950408889634
 
 
 def attend(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sparsemoc.backends.cupy.config import CupyConfig
 from sparsemoc.backends.cupy.machine import Kernel, kernel
 from sparsemoc.backends.cupy.pair_kernels import SIZES, pair_constants
-from sparsemoc.backends.cupy.routing_tiles import ELEMENTS, head_block
-from sparsemoc.backends.cupy.shared import tile_bytes
+from sparsemoc.backends.cupy.routing_tiles import ELEMENTS
+from sparsemoc.backends.cupy.shared import head_block, tile_bytes
 
 #: Of the kernels that only load and add.
 JOIN_THREADS = 128

@@ -17,16 +17,17 @@ from sparsemoc.backends.cupy.grad_kernels import (
     sum_width,
 )
 from sparsemoc.backends.cupy.index import Index, split_ptr
-from sparsemoc.backends.cupy.machine import Machine, strides_of
-from sparsemoc.backends.cupy.routing_tiles import head_block
-from sparsemoc.backends.cupy.tables import DeviceTables, Ends
+from sparsemoc.backends.cupy.machine import Machine, layouts_of, strides_of
+from sparsemoc.backends.cupy.pair_kernels import LOG2_E
+from sparsemoc.backends.cupy.shared import head_block
+from sparsemoc.backends.cupy.tables import DeviceTables
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.key_tiles import KeyTiles, Segments
 from sparsemoc.backends.planning.query_tiles import QueryTiles
 from sparsemoc.backends.protocol import Array
 
 #: log2 of the factor on float16 weights, see slopes.cuh.
 LIFT = 12.0
-LOG2_E = 1.4426950408889634
 #: The tables of `KeyTiles` that the kernel reads, by the names of its arguments.
 _KEY_TILES = (
     "tile_lo", "tile_hi", "tile_chunk", "meeting_ptr", "row_lo", "row_full", "row_hi", "key_lo", "key_hi", "banded",
@@ -118,7 +119,7 @@ def launch_rows(call: Call) -> Rows:
     machine.launch(
         rows_kernel(call.dtype, *call.dims), (-(-count // rows_of_block(*call.dims)), heads, batch),
         q=call.q, out=call.out, d_out=call.d_out, lse=call.lse, d_lse=call.d_lse, **rows._asdict(),
-        **_strides(machine, arrays), **_aligned(machine, arrays), **strides_of(machine, "l", call.lse, "bhl"),
+        **layouts_of(machine, arrays), **strides_of(machine, "l", call.lse, "bhl"),
         **strides_of(machine, "g", d_lse, "bhl"), head_dim=call.dims[0], v_head_dim=call.dims[1], rows=count,
         lift=call.lift,
     )  # fmt: skip
@@ -141,7 +142,7 @@ def launch_key_grads(call: Call, rows: Rows, lists: Index) -> None:
         key_grads_kernel(call.dtype, *call.dims, call.precision, config),
         ((split.parts + tiles.count) * dim_parts(*call.dims), kv_heads, batch),
         **{name: getattr(tiles, name) for name in _KEY_TILES}, **targets, dk_parts=sums[0], dv_parts=sums[1],
-        split_ptr=before, **_strides(machine, targets), **_aligned(machine, targets), key_tiles=tiles.count,
+        split_ptr=before, **layouts_of(machine, targets), key_tiles=tiles.count,
         parts=split.parts, segment=split.segment, causal=int(call.tables.geometry.token_causal),
         dk_factor=factors[0], dv_factor=factors[1], **_shared(call, rows), **_routes(call, lists),
     )  # fmt: skip
@@ -213,7 +214,7 @@ def _shared(call: Call, rows: Rows) -> dict[str, Any]:
     geometry, arrays = call.tables.geometry, {"q": call.q, "k": call.k, "v": call.v, "o": call.d_out}
     return {
         "q": call.q, "k": call.k, "v": call.v, "d_out": call.d_out, **rows._asdict(),
-        **_strides(call.machine, arrays), **_aligned(call.machine, arrays), "head_dim": call.dims[0],
+        **layouts_of(call.machine, arrays), "head_dim": call.dims[0],
         "v_head_dim": call.dims[1], "group": call.group, "rows": call.q.shape[1], "q_start": geometry.q_start,
         "reach": min(geometry.reach, geometry.plan.k_tokens), "scale": call.scale * LOG2_E, "lift": call.lift,
     }  # fmt: skip
@@ -228,11 +229,3 @@ def _routes(call: Call, lists: Index) -> dict[str, Any]:
         "run_of_row": runs.run_of_row, "anchor_ptr": runs.anchor_ptr, "anchor_lo": runs.anchor_lo,
         "anchor_hi": runs.anchor_hi, "splits": int(geometry.splits_chunks),
     }  # fmt: skip
-
-
-def _strides(machine: Machine, arrays: dict[str, Array]) -> dict[str, int]:
-    return {name: step for letter, x in arrays.items() for name, step in strides_of(machine, letter, x).items()}
-
-
-def _aligned(machine: Machine, arrays: dict[str, Array]) -> dict[str, int]:
-    return {f"aligned_{letter}": int(machine.aligned(x)) for letter, x in arrays.items()}

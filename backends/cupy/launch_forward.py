@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sparsemoc.backends.cupy.config import CupyConfig
 from sparsemoc.backends.cupy.index import index
-from sparsemoc.backends.cupy.machine import Machine, strides_of
+from sparsemoc.backends.cupy.machine import Machine, layouts_of
 from sparsemoc.backends.cupy.pair_kernels import (
     MERGE_THREADS,
     anchors_kernel,
@@ -16,7 +16,8 @@ from sparsemoc.backends.cupy.pair_kernels import (
     routed_kernel,
     vector_width,
 )
-from sparsemoc.backends.cupy.tables import DeviceTables, Ends
+from sparsemoc.backends.cupy.tables import DeviceTables
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry
 from sparsemoc.backends.planning.query_tiles import QueryTiles
 from sparsemoc.backends.protocol import Array
@@ -135,9 +136,7 @@ def _common(call: Call, partials: Partials) -> dict[str, Any]:
     """Return the arguments that the anchors and the routed pairs share."""
     geometry, runs, machine = call.tables.geometry, call.tables.runs, call.machine
     arrays = {"q": call.q, "k": call.k, "v": call.v}
-    strides = {name: step for letter, x in arrays.items() for name, step in strides_of(machine, letter, x).items()}
-    aligned = {f"aligned_{letter}": int(machine.aligned(x)) for letter, x in arrays.items()}
-    return arrays | strides | aligned | {
+    return arrays | layouts_of(machine, arrays) | {
         "chunk_lo": call.tables.keys.chunk_lo, "stops": call.ends.stops, "stride_stops": call.ends.stride,
         "run_of_row": runs.run_of_row, "anchor_ptr": runs.anchor_ptr, "anchor_lo": runs.anchor_lo,
         "anchor_hi": runs.anchor_hi, "out": partials.out, "lse": partials.lse, "head_dim": call.q.shape[3],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -220,6 +221,14 @@ def machine_of(array: Array) -> Machine:
     if isinstance(array, np.ndarray):
         return _machine("numpy", "cpu", 0)
     raise KernelError(f"arrays must be of CuPy, torch or NumPy, got {describe(array)}.")
+
+
+def layouts_of(machine: Machine, arrays: Mapping[str, Array]) -> dict[str, int]:
+    """Return the strides of arrays as `strides_of` does, and whether each is aligned: aligned_q, ..."""
+    found = {f"aligned_{name}": int(machine.aligned(x)) for name, x in arrays.items()}
+    for name, x in arrays.items():
+        found |= strides_of(machine, name, x)
+    return found
 
 
 def strides_of(machine: Machine, name: str, x: Array, axes: str = "blhd") -> dict[str, int]:

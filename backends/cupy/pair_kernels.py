@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from sparsemoc.backends.cupy.config import CupyConfig
 from sparsemoc.backends.cupy.machine import Kernel, kernel
-from sparsemoc.backends.cupy.routing_tiles import ELEMENTS, head_block
-from sparsemoc.backends.cupy.shared import tile_bytes
+from sparsemoc.backends.cupy.routing_tiles import ELEMENTS
+from sparsemoc.backends.cupy.shared import head_block, tile_bytes
 
 #: Bytes of each dtype.
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4}
 #: Bytes that move together.
 VECTOR = 16
+#: From natural logarithms to powers of two.
+LOG2_E = 1.4426950408889634
 #: bfloat16 pieces that float32 products take, see fragments.cuh.
 PIECES = {"ieee": 3, "tf32": 2}
 #: Bytes of shared memory in which the warps of a block tell each other of the work ahead: NOTES of softmax.cuh.

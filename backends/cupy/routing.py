@@ -5,18 +5,19 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any
 
-from sparsemoc.backends.cupy.candidates import Candidates
 from sparsemoc.backends.cupy.config import CupyConfig
 from sparsemoc.backends.cupy.machine import strides_of
 from sparsemoc.backends.cupy.routing_tiles import (
     drop_kernel,
-    head_block,
     pool_kernel,
     route_kernel,
     route_tile,
     split_kernel,
 )
-from sparsemoc.backends.cupy.tables import DeviceTables, Ends, numbers, poisson_thresholds
+from sparsemoc.backends.cupy.shared import head_block
+from sparsemoc.backends.cupy.tables import DeviceTables, numbers, poisson_thresholds
+from sparsemoc.backends.planning.ends import Ends
+from sparsemoc.backends.planning.reach import Candidates
 from sparsemoc.backends.protocol import Array, Randomness
 from sparsemoc.spec.philox import seed_key
 from sparsemoc.spec.routing import Block, RouteDropout

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from sparsemoc.backends.cupy.config import CupyConfig, most_shared
 from sparsemoc.backends.cupy.machine import Kernel, kernel
-from sparsemoc.backends.cupy.shared import tile_bytes
+from sparsemoc.backends.cupy.shared import head_block, tile_bytes
 from sparsemoc.spec.errors import UnsupportedError
 
 #: The names of element types in the sources.
 ELEMENTS = {"float16": "half_t", "bfloat16": "bfloat_t", "float32": "float"}
-#: Widths of tiles that rows are padded to.
-HEAD_BLOCKS = (64, 128, 256)
 #: Most slots of `selected`.
 MOST_SLOTS = 512
 #: bfloat16 pieces that hold a number of each dtype, and those of a centroid.
@@ -20,11 +18,6 @@ _PLANES = 3
 _UNITS = 16
 _LEAST_CHUNKS = 16
 _SPLIT_THREADS, _DROP_WARPS, _INDEX_THREADS = 256, 4, 256
-
-
-def head_block(head_dim: int) -> int:
-    """Return the width of a tile of rows: the least that holds head_dim."""
-    return next(block for block in HEAD_BLOCKS if head_dim <= block)
 
 
 def pool_kernel(name: str, dtype: str, head_dim: int, warps: int) -> Kernel:

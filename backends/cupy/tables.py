@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemoc.backends.cupy.candidates import Candidates, candidates
+from sparsemoc.backends.cupy.candidates import candidates
 from sparsemoc.backends.cupy.machine import Machine, kernel
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry, Keys, Runs, Units, geometry
 from sparsemoc.backends.planning.key_tiles import KeySizes, KeyTiles, key_tiles
 from sparsemoc.backends.planning.query_tiles import QueryTiles, Sizes, query_tiles
-from sparsemoc.backends.planning.reach import Near, envelope, near
-from sparsemoc.backends.planning.workspace import Slice
+from sparsemoc.backends.planning.reach import Candidates, Near, envelope, near
 from sparsemoc.backends.protocol import Array
 from sparsemoc.spec.philox import poisson_table
 from sparsemoc.spec.plan import Plan
@@ -31,30 +31,6 @@ def upload(tables: Any, machine: Machine) -> Any:
         for value in (getattr(tables, field.name),)
     }
     return type(tables)(**moved)
-
-
-class Ends(NamedTuple):
-    """Positions up to which tokens are valid; one row for all batch rows where nothing is padded.
-
-    Attributes:
-        stops: int32 (batch or 1, chunks), end of the valid keys of each chunk; its first position where it has none.
-        ends: int32 (batch or 1, segments), end of the valid tokens of each segment.
-        stride: elements of `stops` from batch row to batch row, 0 for one row.
-        segment_stride: the same of `ends`.
-        padded: whether a call has key_lengths.
-    """
-
-    stops: Array
-    ends: Array
-    stride: int
-    segment_stride: int
-    padded: bool
-
-    def of(self, part: Slice) -> Ends:
-        """Return the ends of the batch rows of a slice; those that all rows share as they are."""
-        if not self.stride:
-            return self
-        return self._replace(stops=part.batch(self.stops), ends=part.batch(self.ends))
 
 
 @dataclass(frozen=True, eq=False)

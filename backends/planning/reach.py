@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from sparsemoc.backends.planning.geometry import Geometry, Ints
+from sparsemoc.backends.protocol import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +22,24 @@ class Near:
 
     first: Ints
     width: int
+
+
+class Candidates(NamedTuple):
+    """The candidates of every run, token windows apart, and what the windows must cover to take more away.
+
+    Attributes:
+        bits: int32 (batch or 1, runs, words) bit c % 32 of word c // 32: chunk c has a valid key that the run's static
+            anchors leave out, and is routable and causal for the run.
+        first, last: int32 (batch or 1, runs, near.width) positions of the first and the last such key of chunk
+            near.first[run] + n.
+        stride, near_stride: elements of `bits`, and of `first` and `last`, from batch row to batch row; 0 for one row.
+    """
+
+    bits: Array
+    first: Array
+    last: Array
+    stride: int
+    near_stride: int
 
 
 def near(geometry: Geometry) -> Near:

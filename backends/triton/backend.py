@@ -9,6 +9,7 @@ from typing import Any
 
 import triton
 
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import geometry
 from sparsemoc.backends.planning.workspace import DEFAULT, refused, slice_size
 from sparsemoc.backends.protocol import Capabilities, Estimate, Hardware, Operation, Problem, Randomness, Result
@@ -17,7 +18,7 @@ from sparsemoc.backends.triton.config import TritonConfig, default_config
 from sparsemoc.backends.triton.device import DeviceTables, device_tables
 from sparsemoc.backends.triton.jax_calls import in_any_library
 from sparsemoc.backends.triton.kernels.tile import INTERPRET
-from sparsemoc.backends.triton.lengths import Ends, ends_of
+from sparsemoc.backends.triton.lengths import ends_of
 from sparsemoc.backends.triton.search import search_space
 from sparsemoc.spec.layout import Layout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry, geometry
 from sparsemoc.backends.planning.key_tiles import KeySizes, Segments, key_tiles, segments
 from sparsemoc.backends.planning.query_tiles import QueryTiles, Sizes, query_tiles
@@ -13,7 +14,6 @@ from sparsemoc.backends.triton import routing
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.device import DeviceTables, device_key_tiles, device_tiles
 from sparsemoc.backends.triton.launch_backward import Call, blocks, launch_grads, launch_query_grads, launch_rows
-from sparsemoc.backends.triton.lengths import Ends
 from sparsemoc.backends.triton.library import library_of
 from sparsemoc.backends.triton.workspace import empty_rows
 

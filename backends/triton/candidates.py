@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry, Keys, Runs
-from sparsemoc.backends.planning.reach import Near
+from sparsemoc.backends.planning.reach import Candidates, Near
 from sparsemoc.backends.triton.kernels.candidates import candidates_kernel
-from sparsemoc.backends.triton.lengths import Ends
 from sparsemoc.backends.triton.library import kernel_on, library_of
 
 #: Mask words to a program: a word is 32 chunks.
 WORDS = 4
 WARPS = 4
-
-
-class Candidates(NamedTuple):
-    """The candidates of every run, token windows apart, and what the windows must cover to take more away.
-
-    Attributes:
-        bits: int32 (batch or 1, runs, words) bit c % 32 of word c // 32: chunk c has a valid key that the run's static
-            anchors leave out, and is routable and causal for the run.
-        first, last: int32 (batch or 1, runs, near.width) positions of the first and the last such key of chunk
-            near.first[run] + n.
-        stride, near_stride: elements of `bits`, and of `first` and `last`, from batch row to batch row; 0 for one row.
-    """
-
-    bits: Any
-    first: Any
-    last: Any
-    stride: int
-    near_stride: int
 
 
 def candidates(geometry: Geometry, keys: Keys, runs: Runs, reached: Near, ends: Ends) -> Candidates:

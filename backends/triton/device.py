@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry, Keys, Runs, Units, geometry
 from sparsemoc.backends.planning.key_tiles import KeySizes, KeyTiles, key_tiles
 from sparsemoc.backends.planning.query_tiles import QueryTiles, Sizes, query_tiles
-from sparsemoc.backends.planning.reach import Near, envelope, near
-from sparsemoc.backends.triton.candidates import Candidates, candidates
-from sparsemoc.backends.triton.lengths import Ends, ends_of
+from sparsemoc.backends.planning.reach import Candidates, Near, envelope, near
+from sparsemoc.backends.triton.candidates import candidates
+from sparsemoc.backends.triton.lengths import ends_of
 from sparsemoc.backends.triton.library import library_of
 from sparsemoc.spec.philox import poisson_table
 from sparsemoc.spec.plan import Plan

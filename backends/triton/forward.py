@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import triton
 
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry, geometry
 from sparsemoc.backends.planning.query_tiles import QueryTiles, Sizes, query_tiles
 from sparsemoc.backends.planning.workspace import Slice, slices
@@ -16,7 +17,6 @@ from sparsemoc.backends.triton.device import DeviceTables, device_tiles
 from sparsemoc.backends.triton.kernels.anchors import attend_anchors
 from sparsemoc.backends.triton.kernels.merge import merge
 from sparsemoc.backends.triton.kernels.routed import attend_routed
-from sparsemoc.backends.triton.lengths import Ends
 from sparsemoc.backends.triton.library import kernel_on, library_of
 from sparsemoc.backends.triton.workspace import LOG2_E, Partials, empty_rows
 from sparsemoc.spec.routing import Block

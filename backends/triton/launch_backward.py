@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.planning.geometry import Geometry
 from sparsemoc.backends.planning.key_tiles import KeyTiles, Segments
 from sparsemoc.backends.planning.query_tiles import QueryTiles
@@ -14,7 +15,6 @@ from sparsemoc.backends.triton.kernels.coverage import FAR
 from sparsemoc.backends.triton.kernels.delta import row_constants
 from sparsemoc.backends.triton.kernels.grads import grads, join_segments
 from sparsemoc.backends.triton.kernels.query_grads import anchor_query_grads, join_query_grads, routed_query_grads
-from sparsemoc.backends.triton.lengths import Ends
 from sparsemoc.backends.triton.library import kernel_on, library_of, starts
 from sparsemoc.backends.triton.routing import Index
 from sparsemoc.backends.triton.workspace import LOG2_E

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import triton
 
+from sparsemoc.backends.planning.ends import Ends
+from sparsemoc.backends.planning.reach import Candidates
 from sparsemoc.backends.protocol import Randomness
-from sparsemoc.backends.triton.candidates import Candidates
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.device import DeviceTables, numbers, poisson_thresholds
 from sparsemoc.backends.triton.kernels.dropout import drop_kernel
 from sparsemoc.backends.triton.kernels.index import count_kernel, place_kernel
 from sparsemoc.backends.triton.kernels.pool import pool_kernel
 from sparsemoc.backends.triton.kernels.route import route_kernel, split_kernel
-from sparsemoc.backends.triton.lengths import Ends
 from sparsemoc.backends.triton.library import kernel_on, library_of, starts
 from sparsemoc.backends.triton.routing_tiles import (
     drop_constants,

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sparsemoc.backends.cupy.config import CupyConfig
 from sparsemoc.backends.cupy.machine import Machine, machine_of
-from sparsemoc.backends.cupy.tables import DeviceTables, Ends, device_tables, ends_of
+from sparsemoc.backends.cupy.tables import DeviceTables, device_tables, ends_of
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.spec.plan import Plan
 from sparsemoc.spec.routing import RouteDropout
 from sparsemoc.testing import oracle_random

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparsemoc.backends.planning.ends import Ends
 from sparsemoc.backends.protocol import Randomness
 from sparsemoc.backends.triton import routing
 from sparsemoc.backends.triton.config import TritonConfig
 from sparsemoc.backends.triton.device import DeviceTables, device_tables
-from sparsemoc.backends.triton.lengths import Ends, ends_of
+from sparsemoc.backends.triton.lengths import ends_of
 from sparsemoc.spec.layout import Layout
 from sparsemoc.spec.plan import Plan, plan
 from sparsemoc.testing import checks, oracle, oracle_random
