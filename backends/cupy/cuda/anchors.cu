@@ -16,35 +16,14 @@ using S =
 static_assert(S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES + NOTES == SHARED_BYTES,
               "the host allots what the tiles take");
 
-// The tiles of keys of an item, one after another: of its entries, then of the chunks that its rows chose. Kept in shared
-// memory, by the first warp, so that no register holds it while tiles are multiplied.
+// The tiles of keys of an item: of its entries, then of the chunks that its rows chose. Kept in shared memory, by the first
+// warp, so that no register holds it while tiles are multiplied.
 struct Cursor {
     KeyTile upcoming;
-    int entry, entry_end;
     int slot, slot_end;
-    int start, stop, mask, range;  // what is left of the range at hand
+    EntryTiles work;
 };
 static_assert(sizeof(Cursor) <= NOTES, "it lies in the notes");
-
-// Move the cursor on by a tile, if any is left. open_entry(number) and open_chunk(slot) set the cursor's range at hand.
-template <class OpenEntry, class OpenChunk>
-DEVICE void advance(Cursor& cursor, KeyTile& tile, OpenEntry open_entry, OpenChunk open_chunk) {
-    while (cursor.start >= cursor.stop) {
-        if (cursor.entry < cursor.entry_end) {
-            open_entry(cursor.entry);
-        } else if (cursor.slot < cursor.slot_end) {
-            open_chunk(cursor.slot);
-        } else {
-            return;
-        }
-        sync_warp();
-    }
-    const int start = cursor.start, end = smaller(start + S::KEYS, cursor.stop);
-    tile = KeyTile{start, end, cursor.mask == PAIRS ? PAIRS : end - start == S::KEYS ? EVERY : KEYS_END, cursor.range};
-    sync_warp();
-    if (lane_index() == 0) cursor.start = end;
-    sync_warp();
-}
 
 // Grid (items, heads, batch).
 //
@@ -91,39 +70,37 @@ KERNEL(attend_anchors)(const ELEMENT* q, const ELEMENT* k, const ELEMENT* v, con
     const Sight sight{entries, q_start, reach, causal != 0};
     const Anchors anchors{run_of_row, anchor_ptr, anchor_lo, anchor_hi, q_start, reach};
     Cursor& cursor = *reinterpret_cast<Cursor*>(memory + S::QueryTile::BYTES + S::KeysTile::BYTES + S::ValuesTile::BYTES);
-    if (thread_index() == 0) cursor = Cursor{{}, item[2], item[3], 0, item[5] * slots, 0, 0, EVERY, 0};
-    const auto open = [&](int lo, int hi, int mask, int range) {
-        if (lane_index() != 0) return;
-        cursor.start = lo;
-        cursor.stop = hi;
-        cursor.mask = mask;
-        cursor.range = range;
-        (range < 0 ? cursor.slot : cursor.entry) += 1;
-    };
-    const auto open_entry = [&](int number) {
-        const int* entry = entries + number * ENTRY;
-        const int hi = ends == nullptr ? entry[1] : smaller(entry[1], ends[i64(batch) * stride_ends + entry[4]]);
-        sync_warp();
-        open(entry[0], hi, entry[5] & FULL ? EVERY : PAIRS, number);
-    };
+    if (thread_index() == 0)
+        cursor = Cursor{{}, 0, item[5] * slots,
+                        EntryTiles{entries, ends == nullptr ? nullptr : ends + i64(batch) * stride_ends, item[2], item[3],
+                                   0, 0, EVERY, 0}};
     const auto open_chunk = [&](int slot) {
         const int choice = selected[(lane * rows + row) * slots + slot], run = run_of_row[row];
         const int chunk = run_base[run] + choice;
         const bool known = choice >= -1 && chunk < run_stop[run];
-        sync_warp();
         if (!known && thread_index() == 0) report(fault, FAULT_CHUNK, choice, row);
-        if (!known || choice < 0) return open(0, 0, EVERY, -1);
+        if (!known || choice < 0) return;
         bool split = false;
-        for (int r = lane_index(); splits != 0 && r < count; r += 32)
+        for (int r = opaque(lane_index()); splits != 0 && r < count; r += 32)
             split |= anchors.meet(row + r, chunk_lo[chunk], stops[chunk]);
-        open(chunk_lo[chunk], stops[chunk], warp_any(split) ? PAIRS : EVERY, -1);
+        const int mask = warp_any(split) ? PAIRS : EVERY;
+        if (lane_index() == 0) cursor.work.take(chunk_lo[chunk], stops[chunk], mask);
     };
     const auto next = [&](KeyTile& tile) {
-        sync_warp();
-        advance(cursor, tile, open_entry, open_chunk);
+        while (true) {
+            sync_warp();
+            if (opaque(lane_index()) == 0) cursor.upcoming = cursor.work.template next<S::KEYS>();
+            sync_warp();
+            tile = cursor.upcoming;
+            const int slot = cursor.slot;
+            if (tile.start < tile.stop || slot >= cursor.slot_end) return;
+            sync_warp();
+            if (lane_index() == 0) cursor.slot = slot + 1;
+            open_chunk(slot);
+        }
     };
     const auto seen = [&](const KeyTile& tile, int m, int h, int key) {
-        const int r = own + 16 * m + 8 * h + lane_index() / 4;
+        const int r = own + 16 * m + 8 * h + opaque(lane_index()) / 4;
         if (r >= count) return false;
         return tile.range < 0 ? !anchors.hold(row + r, key) : sight.in_range(tile.range, row + r, key);
     };

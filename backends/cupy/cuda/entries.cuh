@@ -44,6 +44,14 @@ struct EntryTiles {
         return KeyTile{first, end, mask == PAIRS ? PAIRS : end - first == KEYS_ ? EVERY : KEYS_END, range};
     }
 
+    // Go on over positions lo ... hi - 1, which are of no entry: range -1.
+    DEVICE void take(int lo, int hi, int what) {
+        start = lo;
+        stop = hi;
+        mask = what;
+        range = -1;
+    }
+
    private:
     DEVICE void open() {
         const int* one = entries + entry * ENTRY;
