@@ -91,7 +91,7 @@ def check_spoiler(run: Run, which: str, bad: float, causal: str) -> None:
         out, lse = ApiImplementation("reference").attend(spoiled, result.selected)
         before, after = run(problem, result), run(spoiled, Forward(out, lse, result.selected, np.zeros(0, bool)))
     mask = checks.oracle_masks(problem, result.selected)[0]
-    rows, keys = _touched(mask, which, 9)
+    rows, keys = touched(mask, which, 9)
     for name, x, y in zip(("dq", "dk", "dv"), before, after, strict=True):
         free = ~rows if name == "dq" else ~keys
         assert checks.same_bits(x[0][free], y[0][free]), name
@@ -103,7 +103,7 @@ def check_spoiler(run: Run, which: str, bad: float, causal: str) -> None:
         assert not np.delete(there, 3, axis=1).any()
 
 
-def _touched(mask: Any, which: str, at: int) -> tuple[Any, Any]:
+def touched(mask: Any, which: str, at: int) -> tuple[Any, Any]:
     """Return (rows, heads) and (keys, 1): whom a row of q or d_out, or a key, of head 0 reaches through pairs."""
     rows = np.zeros(mask.shape[:2], bool)
     if which in ("q", "d_out"):

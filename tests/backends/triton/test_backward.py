@@ -26,6 +26,7 @@ from sparsemoc.testing.implementations import ApiImplementation, Forward
 from sparsemoc.testing.libraries import library
 from sparsemoc.testing.problems import Problem
 from sparsemoc.testing.strategies import partial_anchors, problems
+from tests.backends import gradient_cases as cases
 
 CPU = torch.device("cpu")
 TORCH = library("torch", "cpu")
@@ -38,20 +39,15 @@ STREAM = moc.Stream.multishot(shots=3, frames=2, height=2, width=3, caption=3, p
 SPEC = moc.RoutingSpec(chunks=moc.Chunks(size=4), top_k=2, anchors=("text", "shot"), causal="chunk")
 
 
-class Backward:
+class Backward(cases.Backward):
     """The backward of the Triton kernels behind the forward of the reference backend."""
 
-    name = "triton backward"
-
     def __init__(self, config: TritonConfig = SMALL, ordered: bool = False, **options: Any) -> None:
+        super().__init__(self.launched)
         self.config, self.ordered, self.options = config, ordered, protocol.Options(**options)
 
-    def forward(self, problem: Problem) -> Forward:
-        with np.errstate(all="ignore"):
-            return ApiImplementation("reference").forward(problem)
-
-    def backward(self, problem: Problem) -> tuple[Any, ...]:
-        arrays, lengths, result = problem.arrays, problem.key_length_array(), self.forward(problem)
+    def launched(self, problem: Problem, result: Forward) -> tuple[Any, Any, Any]:
+        arrays, lengths = problem.arrays, problem.key_length_array()
         call = self.call(problem)
         tables = device_tables(call.plan, lengths is not None, CPU)
         ends = ends_of(tables.geometry, tables.keys, None if lengths is None else torch.from_numpy(lengths))
@@ -66,8 +62,8 @@ class Backward:
         selected = TORCH.give(result.selected)
         with np.errstate(all="ignore"):
             found = attend_backward(call, tables, q, k, v, selected, ends, scale, out, lse, d_out, d_lse, self.config)
-        grads = (TORCH.take(grad) for grad in found)
-        return tuple(grad[0] if problem.packed else grad for grad in grads)
+        dq, dk, dv = map(TORCH.take, found)
+        return (dq[0], dk[0], dv[0]) if problem.packed else (dq, dk, dv)
 
     def call(self, problem: Problem) -> protocol.Problem:
         streams = problem.streams if problem.packed else problem.streams[0]
@@ -122,33 +118,7 @@ def test_anchors_that_split_a_chunk(problem: Problem, config: TritonConfig, orde
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(problem=problems(dtypes=DTYPES, pairs=2**10, padding=True), ordered=st.booleans())
 def test_padding_may_hold_anything(problem: Problem, ordered: bool) -> None:
-    """NaN in the padding of q, k, v, d_out and d_lse changes no bit, and gives gradients of 0."""
-    spoiled, rows, keys = with_nan_in_the_padding(problem)
-    implementation = Backward(ordered=ordered)
-    before, after = implementation.backward(problem), implementation.backward(spoiled)
-    for x, y, padding in zip(before, after, (rows, keys, keys), strict=True):
-        assert checks.same_bits(x, y)
-        assert (y[padding].astype(np.float32) == 0).all()
-
-
-def with_nan_in_the_padding(problem: Problem) -> tuple[Problem, Any, Any]:
-    """Return the problem with NaN for all that is padding, and which rows and keys are."""
-    arrays, samples = problem.arrays, problem.samples()
-    rows = [~sample.valid_queries for sample in samples]
-    keys = [~sample.valid for sample in samples]
-    join = np.concatenate if problem.packed else np.stack
-    of_rows, of_keys = join(rows), join(keys)
-
-    def spoiled(x: Any, padding: Any) -> Any:
-        x = x.copy()
-        x[padding] = np.nan
-        return x
-
-    d_lse = np.swapaxes(spoiled(np.swapaxes(arrays.d_lse, -1, -2), of_rows), -1, -2)
-    changes = {name: spoiled(getattr(arrays, name), of_rows) for name in ("q", "d_out")}
-    changes |= {name: spoiled(getattr(arrays, name), of_keys) for name in ("k", "v")}
-    # "broadcast" arrays hold one head, and NaN is not in all of them.
-    return problem.but(strides="plain").with_arrays(**changes, d_lse=d_lse), of_rows, of_keys
+    cases.check_padding(Backward(ordered=ordered).run, problem)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -170,22 +140,11 @@ def test_what_is_not_finite_stays_with_those_who_see_it(which: str, bad: float, 
     with np.errstate(all="ignore"):
         before, after = implementation.backward(problem), implementation.backward(spoiled)
     masks = checks.oracle_masks(problem, implementation.selected)[0]
-    touched_rows, touched_keys = touched(masks, which, 9)
+    touched_rows, touched_keys = cases.touched(masks, which, 9)
     for name, x, y in zip(("dq", "dk", "dv"), before, after, strict=True):
         free = ~touched_rows if name == "dq" else ~touched_keys
         assert np.array_equal(x[0][free], y[0][free]), name
         assert free.any()
-
-
-def touched(mask: Any, which: str, at: int) -> tuple[Any, Any]:
-    """Return (rows, heads) and (keys, 1): whom a row of q or d_out, or a key, of head 0 reaches through pairs."""
-    rows = np.zeros(mask.shape[:2], bool)
-    if which in ("q", "d_out"):
-        rows[0, at] = True
-    else:
-        rows = mask[:, :, at]
-    keys = (mask & rows[:, :, None]).any(axis=(0, 1))
-    return rows.T, keys[:, None]
 
 
 class Fixed(Backward):
