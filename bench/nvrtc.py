@@ -32,8 +32,8 @@ WIDTHS = (64, 128, 256)
 REGISTERS, REGISTER_FILE, REGISTER_UNIT = 255, 65536, 8
 #: Routes to a query: lists of one length serve to compile everything, those of every length are compiled for LISTS.
 USUAL_ROUTES, LISTS = (8,), ("bfloat16", 128, 90)
-#: Where float16, whose kernels differ from those of bfloat16 in a conversion, and "tf32" are compiled: width, GPU.
-REPEATED = (128, 90)
+#: Where "tf32" is compiled, whose products are those of "ieee" with a piece less: width, GPU.
+TF32 = (128, 90)
 
 
 class Limits(NamedTuple):
@@ -98,13 +98,12 @@ def limits_of(kernel: Kernel) -> Limits:
 
 
 def variants(architectures: Sequence[int], whole: bool = False) -> Iterator[tuple[Kernel, int]]:
-    """Yield every kernel with the capability to compile it for; `whole`: every dtype, precision and list everywhere."""
+    """Yield every kernel with the capability to compile it for; `whole`: every precision and list everywhere."""
     for capability in architectures:
         for width in WIDTHS:
-            every = whole or (width, capability) == REPEATED
-            for dtype in ("bfloat16", "float16", "float32") if every else ("bfloat16", "float32"):
+            precisions = ("ieee", "tf32") if whole or (width, capability) == TF32 else ("ieee",)
+            for dtype in ("bfloat16", "float16", "float32"):
                 routes = EVERY_ROUTES if whole or (dtype, width, capability) == LISTS else USUAL_ROUTES
-                precisions = ("ieee", "tf32") if every else ("ieee",)
                 for one in kernels(dtype, width, capability, routes, precisions):
                     yield one, capability
 
@@ -142,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--arch", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES, metavar="SM",
                       help=f"architectures, of {', '.join(map(str, ARCHITECTURES))} (default: all)")  # fmt: skip
     made.add_argument("--kernel", metavar="TEXT", default="", help="only kernels whose name holds this")
-    made.add_argument("--whole", action="store_true", help="every dtype, precision and length of lists everywhere")
+    made.add_argument("--whole", action="store_true", help="every precision and length of lists everywhere")
     made.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: %(default)s)")
     return made
 
